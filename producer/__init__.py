@@ -1,0 +1,1 @@
+"""The front door: Client and Job for scripts, the penstock command. Never imports torch."""

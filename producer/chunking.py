@@ -1,0 +1,125 @@
+"""Cutting a stream of rows into chunks, and the types of what they keep.
+
+The same rows with the same limits give the same chunks, so a command run again finds those of the first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from producer.rows import Row
+
+KeptType = Literal["int64", "float64", "bool", "string", "json"]
+
+#: Ints that fit into int64.
+_INT64 = range(-(2**63), 2**63)
+
+#: The kinds of a column that is not null everywhere -> its type; whatever is not here is json.
+_TYPES: dict[frozenset[str], KeptType] = {
+    frozenset(): "string",
+    frozenset({"str"}): "string",
+    frozenset({"bool"}): "bool",
+    frozenset({"int"}): "int64",
+    frozenset({"float"}): "float64",
+    frozenset({"int", "float"}): "float64",
+}
+
+#: One encoder for all rows; ``json.dumps`` builds one a call.
+_to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A run of rows that follow each other in the corpus.
+
+    Attributes:
+        number: of the chunk in the job, from 0.
+        first_row: number of its first row in the corpus, from 0.
+        ids: (n_rows,) the records' own ids, or their row numbers.
+        texts: (n_rows,)
+        kept: (n_rows,) a JSON array of the kept values per row, None without kept fields.
+        n_bytes: UTF-8 bytes of the texts.
+        n_unnamed: rows whose record had no id.
+    """
+
+    number: int
+    first_row: int
+    ids: list[str] = field(repr=False)
+    texts: list[str] = field(repr=False)
+    kept: list[str] | None = field(repr=False)
+    n_bytes: int
+    n_unnamed: int
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return len(self.texts)
+
+
+def cut_chunks(rows: Iterable[Row], *, chunk_rows: int, chunk_bytes: int, keeps: bool) -> Iterator[Chunk]:
+    """Cut rows into chunks; one chunk is in memory.
+
+    Args:
+        rows: the corpus, in order.
+        chunk_rows: at most so many rows in a chunk, from 1.
+        chunk_bytes: at most so many UTF-8 bytes of text in a chunk; a longer row is a chunk of its own.
+        keeps: whether the rows carry kept values.
+    """
+    number = first_row = n_bytes = 0
+    held: list[Row] = []
+    for row in rows:
+        size = len(row.text) if row.text.isascii() else len(row.text.encode())
+        if held and (len(held) == chunk_rows or n_bytes + size > chunk_bytes):
+            yield _chunk_of(held, number, first_row, n_bytes, keeps=keeps)
+            number, first_row, n_bytes, held = number + 1, first_row + len(held), 0, []
+        held.append(row)
+        n_bytes += size
+    if held:
+        yield _chunk_of(held, number, first_row, n_bytes, keeps=keeps)
+
+
+def _chunk_of(rows: Sequence[Row], number: int, first_row: int, n_bytes: int, *, keeps: bool) -> Chunk:
+    return Chunk(
+        number=number,
+        first_row=first_row,
+        ids=[str(i) if row.id is None else row.id for i, row in enumerate(rows, first_row)],
+        texts=[row.text for row in rows],
+        kept=[_to_json(row.kept or ()) for row in rows] if keeps else None,
+        n_bytes=n_bytes,
+        n_unnamed=sum(row.id is None for row in rows),
+    )
+
+
+class KeptTypes:
+    """The column type of every kept field, as far as the rows have shown it.
+
+    Holds a set of kinds per field and no values.
+    """
+
+    def __init__(self, fields: Sequence[str]) -> None:
+        self._kinds: dict[str, set[str]] = {name: set() for name in fields}
+
+    def add(self, kept: Sequence[Any]) -> None:
+        """Note the values of one row, in the order of the fields."""
+        for kinds, value in zip(self._kinds.values(), kept, strict=True):
+            if value is not None:
+                kinds.add(_kind_of(value))
+
+    def watch(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """Pass rows through and note what they keep."""
+        for row in rows:
+            self.add(row.kept or ())
+            yield row
+
+    def resolve(self) -> dict[str, KeptType]:
+        """Return the type of every field: json where values are mixed, nested, or ints beyond int64."""
+        return {name: _TYPES.get(frozenset(kinds), "json") for name, kinds in self._kinds.items()}
+
+
+def _kind_of(value: Any) -> str:
+    if type(value) is int and value not in _INT64:
+        return "int beyond int64"
+    return type(value).__name__

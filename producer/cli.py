@@ -1,0 +1,40 @@
+"""The penstock command."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+
+from tasks.errors import PenstockError
+
+app = typer.Typer(
+    name="penstock",
+    help="Encode text corpora on many workers: every row exactly once.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    add_completion=False,
+)
+
+
+def main() -> None:
+    """Run the command: a penstock error becomes one line and its exit code; ``--debug`` shows the traceback."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        from producer.commands import encode, jobs, worker
+
+        for module in (encode, worker, jobs):
+            module.register(app)
+        app(args=arguments, prog_name="penstock")
+    except PenstockError as exc:
+        if debug:
+            raise
+        Console(stderr=True).print(f"penstock: {exc}", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(exc.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,313 @@
+"""The client: submits corpora and finds jobs, on a cluster or embedded."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypedDict, Unpack
+
+from producer.chunking import Chunk, KeptTypes, cut_chunks
+from producer.embedded import EmbeddedServer, EmbeddedWorkers
+from producer.job import Job
+from producer.readers import read_items, read_rows
+from producer.rows import Row
+from producer.runs import Run
+from producer.sources import expand
+from producer.submission import submission_key, submit
+from producer.writers import check_kept
+from tasks import broker, delivery
+from tasks.errors import StoreMismatch, UsageError
+from tasks.ledger import Ledger
+from tasks.messages import EncodeOptions, JobSpec, ModelSpec, OnError, new_job_id
+from tasks.settings import Settings
+from tasks.store import open_store, store_id
+from tasks.workforce import SlotStatus
+
+#: What `Client.encode` takes: paths, globs and URLs, or the records themselves.
+Corpus = str | Path | Sequence[str | Path] | Iterable[str | Mapping[str, Any] | tuple[Any, str]]
+
+
+class FieldNames(TypedDict):
+    """Which fields of a record are its text and its id, and which are carried to the results."""
+
+    text_field: str
+    id_field: str | None
+    keep_fields: tuple[str, ...]
+
+
+class Client:
+    """Submits jobs to a cluster.
+
+    ``Client()`` uses the configured broker and store; ``Client.embedded(model=...)`` starts a private server and
+    local workers that end with it.
+
+    Args:
+        broker_url: Redis or Valkey of the cluster; the setting if None.
+        store_url: where chunk inputs and results live; the setting, else the broker, if None.
+        settings: used as they are, instead of reading them.
+
+    Raises:
+        UsageError: no broker is configured.
+        BrokerUnavailable, StoreUnavailable: one of them does not answer.
+    """
+
+    def __init__(
+        self, broker_url: str | None = None, store_url: str | None = None, *, settings: Settings | None = None
+    ) -> None:
+        self.settings = settings or Settings.load(broker_url=broker_url, store_url=store_url)
+        url = self.settings.broker_url
+        if url is None:
+            raise UsageError(
+                "No broker is configured: name one with --broker, PENSTOCK_BROKER_URL or penstock.yaml, or use "
+                "Client.embedded(model=...)."
+            )
+        self.run: Run | None = None
+        self._server: EmbeddedServer | None = None
+        self._workers: EmbeddedWorkers | None = None
+        self._uncollected: set[str] = set()
+        self.ledger = Ledger(broker.connect(url), url)
+        self.ledger.ping()
+        self.store = open_store(
+            self.settings.store_url or url, redis_limit_bytes=self.settings.redis_store_limit_bytes
+        )
+        self.store_id = store_id(self.store)
+        self.app = delivery.make_app(url)
+
+    @classmethod
+    def embedded(
+        cls,
+        model: str | None = None,
+        workers: int | None = None,
+        *,
+        run: Run | None = None,
+        settings: Settings | None = None,
+        **changes: Any,
+    ) -> Client:
+        """Start a private server, and local workers if a model is named.
+
+        Args:
+            model: what the workers load.
+            workers: slots; by default one a core, capped by memory, or one a GPU.
+            run: the state folder; a fresh one by default, removed at the end if every job was collected.
+            settings: used as they are, instead of reading them.
+            changes: single settings, such as ``state_dir`` or ``chunk_rows``.
+        """
+        chosen = settings or Settings.load(**changes)
+        run = run or Run.at(chosen.state_dir, f"run-{secrets.token_hex(4)}")
+        server = EmbeddedServer(run)
+        server.start()
+        try:
+            urls = {"broker_url": server.url, "store_url": chosen.store_url or run.store_url}
+            client = cls(settings=chosen.model_copy(update=urls))
+        except BaseException:
+            server.stop()
+            raise
+        client.run, client._server = run, server  # noqa: SLF001 - our own
+        if model is not None:
+            client.start_workers(model, workers)
+        return client
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End what this client started. A state folder whose jobs were all collected goes, others stay."""
+        self.app.close()
+        if self._workers is not None:
+            self._workers.stop()
+        self.ledger.redis.close()
+        if self._server is not None:
+            owned = self._server.is_owner
+            self._server.stop()
+            if self.run is not None and owned and not self._uncollected:
+                self.run.remove()
+
+    def start_workers(self, model: str, workers: int | None = None) -> None:
+        """Start the local workers of an embedded client, unless another process runs them already."""
+        if self.run is None or self._server is None or not self._server.is_owner or self._workers is not None:
+            return
+        # Slots that are noted here died with the last owner of this run: nobody waits for their leases to lapse.
+        for slot in self.ledger.workforce.slots():
+            self.ledger.bury(slot)
+        changes = {"model": model, "processes_per_device": workers or self.settings.processes_per_device}
+        self._workers = EmbeddedWorkers(self.run, self.settings.model_copy(update=changes))
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether server and workers are this process's own."""
+        return self._server is not None
+
+    @property
+    def is_owner(self) -> bool:
+        """Whether an embedded client runs its server itself, rather than attach to another process's."""
+        return self._server is not None and self._server.is_owner
+
+    # -- jobs ------------------------------------------------------------------------------------------------------
+
+    def encode(
+        self,
+        corpus: Corpus,
+        *,
+        model: str | None = None,
+        text_field: str = "text",
+        id_field: str | None = None,
+        keep_fields: Sequence[str] = (),
+        on_error: OnError = "keep",
+        name: str = "",
+        **options: Any,
+    ) -> Job:
+        """Submit a corpus and return its job once all of it is in the store.
+
+        Args:
+            corpus: a path, glob or URL, several of them in a list, or any iterable of strings, mappings or
+                (id, text) pairs. A list of strings is a list of texts, a single string a path.
+            model: what encodes it; the setting if None.
+            text_field: the field with the text; ``id_field`` with the id, ``keep_fields`` those that are carried to
+                the results.
+            on_error: ``keep`` error rows or ``fail`` the job.
+            name: what the job is called.
+            options: fields of ``EncodeOptions``: normalize, truncate_dim, prompt, prompt_name, max_tokens,
+                vector_dtype.
+
+        Raises:
+            BadInput: a record cannot be read.
+            UsageError: an option is wrong.
+        """
+        rows, key = read_corpus(corpus, text_field=text_field, id_field=id_field, keep_fields=tuple(keep_fields))
+        spec = self.spec(
+            model,
+            EncodeOptions(**options),
+            key=key,
+            on_error=on_error,
+            name=name,
+            keep_fields=tuple(keep_fields),
+        )
+        return self.submit(spec, rows)
+
+    def spec(self, model: str | None, options: EncodeOptions, **fields: Any) -> JobSpec:
+        """Return the spec of a new job, or that of the unfinished one with the same key in an embedded run."""
+        chosen = model or self.settings.model
+        if chosen is None:
+            raise UsageError("No model is named: give --model, PENSTOCK_MODEL or model= .")
+        check_kept(fields.get("keep_fields", ()))
+        parsed = ModelSpec.parse(chosen)
+        fields["key"] = submission_key(
+            [fields["key"]], model=parsed.digest, options=options.model_dump(), store=self.store_id
+        )
+        found = self.ledger.find(fields["key"]) if self.is_embedded else None
+        if found is not None and self.ledger.status(found.job).state in {"submitting", "running", "done"}:
+            return found
+        return JobSpec(
+            job=new_job_id(), model=parsed, options=options, store_id=self.store_id, **fields
+        )
+
+    def submit(
+        self,
+        spec: JobSpec,
+        rows: Iterable[Row],
+        on_chunk: Callable[[Chunk], None] = lambda _: None,
+    ) -> Job:
+        """Send the rows of a job and seal it."""
+        self._check_stores(spec)
+        if self.run is not None:
+            self.run.note(spec.job)
+            self._uncollected.add(spec.job)
+        if self.ledger.is_sealed(spec.job):
+            return Job(self, spec)
+        kept = KeptTypes(spec.keep_fields)
+        chunks = cut_chunks(
+            kept.watch(rows),
+            chunk_rows=self.settings.chunk_rows,
+            chunk_bytes=self.settings.chunk_bytes,
+            keeps=bool(spec.keep_fields),
+        )
+        submit(
+            spec,
+            chunks,
+            kept.resolve,
+            office=(self.ledger, self.store, self.app),
+            settings=self.settings,
+            on_chunk=on_chunk,
+        )
+        return Job(self, spec)
+
+    def job(self, job: str) -> Job:
+        """Return a job by its id.
+
+        Raises:
+            UnknownJob: there is none.
+        """
+        return Job(self, self.ledger.spec(job))
+
+    def jobs(self) -> list[Job]:
+        """Return all jobs, oldest first."""
+        return [self.job(job) for job in self.ledger.jobs()]
+
+    def note_collected(self, job: str) -> None:
+        """Note that a job's results were read: its state folder may go."""
+        self._uncollected.discard(job)
+
+    def keep(self) -> None:
+        """Keep the state folder whatever happens."""
+        if self.run is not None:
+            self._uncollected.update(self.run.jobs())
+
+    # -- workers ---------------------------------------------------------------------------------------------------
+
+    def live_slots(self, queue: str = "") -> list[SlotStatus]:
+        """Return the slots that reported within a lease's time, of one queue if named."""
+        slots = self.ledger.workforce.slots(queue=queue)
+        return [slot for slot in slots if slot.seen_s <= self.settings.lease_s and slot.state != "failed"]
+
+    def check_workers(self) -> None:
+        """Raise WorkerStopped if the embedded workers ended."""
+        if self._workers is not None:
+            self._workers.check()
+
+    def how_to_start(self, spec: JobSpec) -> str:
+        """Return the command that starts a worker for a job."""
+        url = broker.redact(self.settings.broker_url or "")
+        store = f" --store {self.store.url}" if self.settings.store_url else ""
+        return f"Start one: penstock worker --model {spec.model} --broker {url}{store}"
+
+    def _check_stores(self, spec: JobSpec) -> None:
+        others = [slot for slot in self.live_slots(spec.queue) if slot.store_id not in {"", self.store_id}]
+        if others and len(others) == len(self.live_slots(spec.queue)):
+            raise StoreMismatch(
+                f"The workers of {spec.model} ({', '.join(slot.slot for slot in others)}) use the store with id "
+                f"{others[0].store_id}; this client uses {self.store.url}, id {self.store_id}. Start both with the "
+                "same --store."
+            )
+
+
+def read_corpus(
+    corpus: Corpus, *, text_field: str, id_field: str | None, keep_fields: tuple[str, ...]
+) -> tuple[Iterable[Row], str]:
+    """Return the rows of a corpus, and a key that the same files and fields have again.
+
+    Records that exist only in this process, and standard input, get a random key.
+
+    Raises:
+        BadInput: a file is not there or cannot be read.
+    """
+    fields: FieldNames = {"text_field": text_field, "id_field": id_field, "keep_fields": keep_fields}
+    if isinstance(corpus, (str, Path)):
+        return read_files([str(corpus)], **fields)
+    if isinstance(corpus, Sequence) and corpus and isinstance(corpus[0], Path):
+        return read_files([str(path) for path in corpus], **fields)
+    return read_items(corpus, **fields), secrets.token_hex(16)  # type: ignore[arg-type]
+
+
+def read_files(inputs: Sequence[str], **fields: Unpack[FieldNames]) -> tuple[Iterable[Row], str]:
+    """Do the same for files, globs, URLs and ``-``."""
+    sources = expand(inputs)
+    identities = [source.identity() for source in sources]
+    key = secrets.token_hex(16) if None in identities else submission_key(identities, **fields)
+    return read_rows(sources, **fields), key

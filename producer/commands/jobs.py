@@ -1,0 +1,215 @@
+"""``penstock jobs``, ``status``, ``wait``, ``collect``, ``cancel``, ``retry`` and ``workers``."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from producer.client import Client
+from producer.commands import options as shared
+from producer.job import Job
+from producer.progress import Progress
+from producer.runs import runs
+from producer.summary import print_summary, summary
+from producer.writers import check_out
+from tasks.errors import JobFailed, UsageError
+from tasks.settings import Settings
+
+#: Failed rows that `penstock status` names.
+SHOWN_ERRORS = 10
+
+Out = Annotated[
+    str, typer.Option("--out", metavar="FILE", help=".npy .parquet .arrow .jsonl, or a folder or URL ending in /.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing --out.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for name, command, example in (
+        ("jobs", jobs, "penstock jobs --json"),
+        ("status", status, "penstock status encode-3f9a1c02de"),
+        ("wait", wait, "penstock wait encode-3f9a1c02de"),
+        ("collect", collect, "penstock collect encode-3f9a1c02de --out vectors.parquet"),
+        ("cancel", cancel, "penstock cancel encode-3f9a1c02de"),
+        ("retry", retry, "penstock retry encode-3f9a1c02de && penstock wait encode-3f9a1c02de"),
+        ("workers", workers, "penstock workers --broker redis://queue:6379/0"),
+    ):
+        app.command(name, epilog=f"[bold]Example[/bold]\n\n  {example}")(command)
+
+
+def jobs(broker: shared.Broker = None, store: shared.Store = None, as_json: shared.AsJson = False) -> None:
+    """List the jobs of the cluster, or of this machine's embedded runs."""
+    settings = Settings.load(broker_url=broker, store_url=store)
+    found = [(where, _described(job)) for where, client in _clients(settings) for job in client.jobs()]
+    if as_json:
+        shared.print_json([{**job, "where": where} for where, job in found])
+        return
+    if not found:
+        shared.err.print("no jobs")
+        return
+    table = Table("job", "state", "rows", "done", "failed", "model", "created", "where", box=None)
+    for where, job in found:
+        numbers = (f"{job['rows']:,}", f"{job['rows_done']:,}", f"{job['failed_rows']:,}")
+        table.add_row(job["job"], job["state"], *numbers, job["model"], job["created"], where)
+    shared.out.print(table)
+
+
+def status(
+    job: shared.JobId,
+    broker: shared.Broker = None,
+    store: shared.Store = None,
+    as_json: shared.AsJson = False,
+) -> None:
+    """Show how far a job is, and which rows failed."""
+    with shared.client_of(job, broker, store) as client:
+        found = client.job(job)
+        result = {**_described(found), "errors": found.errors(SHOWN_ERRORS)}
+        result["refusals"] = client.ledger.refusals(job)
+    if as_json:
+        shared.print_json(result)
+        return
+    print_summary(result, shared.out)
+    for error in result["errors"]:
+        shared.out.print(f"row {error['row']} (id {error['id']}): {error['error']}", markup=False)
+    for slot, why in result["refusals"].items():
+        shared.out.print(f"{slot} refuses: {why}", markup=False)
+
+
+def wait(
+    job: shared.JobId,
+    broker: shared.Broker = None,
+    store: shared.Store = None,
+    as_json: shared.AsJson = False,
+) -> None:
+    """Follow a job to its end. Ctrl-C leaves it running."""
+    started = time.monotonic()
+    with shared.client_of(job, broker, store) as client:
+        found = client.job(job)
+        _work_on(client, found)
+        try:
+            final = found.wait(progress=True)
+        except KeyboardInterrupt:
+            shared.err.print(f"penstock: `penstock wait {job}` comes back to this job.", markup=False)
+            raise typer.Exit(130) from None
+        result = summary(final, out=[], seconds=time.monotonic() - started, workers=len(found.slots()))
+    _print(result, as_json=as_json)
+    if final.failed_rows:
+        raise typer.Exit(JobFailed.exit_code)
+
+
+def collect(
+    job: shared.JobId,
+    out: Out,
+    overwrite: Overwrite = False,
+    broker: shared.Broker = None,
+    store: shared.Store = None,
+    as_json: shared.AsJson = False,
+) -> None:
+    """Write the results of a finished job. An embedded run's state folder goes when that succeeded."""
+    check_out(out, overwrite=overwrite)
+    started = time.monotonic()
+    with shared.client_of(job, broker, store) as client:
+        found = client.job(job)
+        written = found.collect(out, overwrite=overwrite)
+        result = summary(found.status(), out=written, seconds=time.monotonic() - started, workers=0)
+    _print(result, as_json=as_json)
+
+
+def cancel(
+    job: shared.JobId,
+    broker: shared.Broker = None,
+    store: shared.Store = None,
+    as_json: shared.AsJson = False,
+) -> None:
+    """End a job; it stays ended."""
+    with shared.client_of(job, broker, store) as client:
+        state = client.job(job).cancel()
+    if as_json:
+        shared.print_json({"job": job, "state": state})
+    else:
+        shared.out.print(f"{job} is {state}", markup=False)
+
+
+def retry(
+    job: shared.JobId,
+    broker: shared.Broker = None,
+    store: shared.Store = None,
+    as_json: shared.AsJson = False,
+) -> None:
+    """Run the chunks with failed rows again; an embedded run does so at once."""
+    with shared.client_of(job, broker, store) as client:
+        found = client.job(job)
+        chunks = found.retry()
+        if client.is_embedded:
+            _work_on(client, found)
+            found.wait(progress=True)
+        state = found.status().state
+    if as_json:
+        shared.print_json({"job": job, "state": state, "chunks_retried": chunks})
+    else:
+        shared.out.print(f"{job}: {chunks} chunks run again; it is {state}", markup=False)
+
+
+def workers(broker: shared.Broker = None, store: shared.Store = None, as_json: shared.AsJson = False) -> None:
+    """List the live workers: host, slot, device, model, chunks done, tokens/s, last seen."""
+    settings = Settings.load(broker_url=broker, store_url=store)
+    slots = [asdict(slot) for _, client in _clients(settings) for slot in client.live_slots()]
+    if as_json:
+        shared.print_json(slots)
+        return
+    if not slots:
+        shared.err.print("no live workers; start one with `penstock worker --model MODEL`", markup=False)
+        return
+    table = Table("host", "slot", "device", "model", "state", "chunks", "tokens/s", "last seen", box=None)
+    for slot in slots:
+        rates = (f"{slot['chunks']:,}", f"{slot['tokens_per_s']:,.0f}", f"{slot['seen_s']:.0f} s ago")
+        table.add_row(slot["host"], slot["slot"], slot["device"], slot["model"], slot["state"], *rates)
+    shared.out.print(table)
+
+
+def _clients(settings: Settings) -> Iterator[tuple[str, Client]]:
+    """Yield the cluster's client, or one of each embedded run."""
+    if settings.broker_url is not None:
+        with Client(settings=settings) as client:
+            yield client.ledger.where, client
+        return
+    for run in runs(settings.state_dir):
+        if run.jobs():
+            with Client.embedded(run=run, settings=settings) as client:
+                client.keep()
+                yield str(run.folder), client
+
+
+def _work_on(client: Client, job: Job) -> None:
+    """Start the workers of an embedded job that nobody works on."""
+    if not client.is_embedded or job.status().is_over:
+        return
+    if not client.ledger.is_sealed(job.id):
+        raise UsageError(
+            f"Job {job.id} was interrupted before its corpus was read to the end; run the same `penstock encode` "
+            "command again to go on."
+        )
+    client.start_workers(str(job.spec.model))
+
+
+def _described(job: Job) -> dict[str, Any]:
+    status = job.status()
+    created = datetime.datetime.fromtimestamp(status.created_ms / 1000, datetime.UTC)
+    return {
+        **summary(status, out=[], seconds=None, workers=len(job.slots())),
+        "created": created.isoformat(timespec="seconds"),
+    }
+
+
+def _print(result: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        shared.print_json(result)
+    else:
+        print_summary(result, shared.err)

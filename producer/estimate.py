@@ -1,0 +1,56 @@
+"""What a job would be: counted from the corpus, and estimated where only the model knows."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from producer.chunking import cut_chunks
+from producer.rows import Row
+from tasks.messages import EncodeOptions, ModelSpec
+from tasks.settings import Settings
+
+#: UTF-8 bytes of a token, roughly: four to five in English, three in Chinese, two in Cyrillic scripts.
+BYTES_PER_TOKEN = 4
+#: Bytes of a result row beside its vector: row number, id, token count, flags.
+ROW_BYTES = 40
+
+
+def estimate(rows: Iterable[Row], settings: Settings, how: EncodeOptions) -> dict[str, Any]:
+    """Read the whole corpus and return rows, chunks, bytes, estimated tokens and store size."""
+    n_rows = n_chunks = n_bytes = 0
+    for chunk in cut_chunks(
+        rows, chunk_rows=settings.chunk_rows, chunk_bytes=settings.chunk_bytes, keeps=False
+    ):
+        n_rows += chunk.n_rows
+        n_chunks += 1
+        n_bytes += chunk.n_bytes
+    dim = how.truncate_dim or _dim_of(str(settings.model))
+    width = 2 if how.vector_dtype == "float16" else 4
+    return {
+        "rows": n_rows,
+        "chunks": n_chunks,
+        "bytes": n_bytes,
+        "estimated_tokens": n_bytes // BYTES_PER_TOKEN,
+        "estimated_store_bytes": None if dim is None else 2 * n_bytes + n_rows * (width * dim + ROW_BYTES),
+    }
+
+
+def _dim_of(model: str) -> int | None:
+    """Return the vector length that a local model's configuration states, or None."""
+    name = ModelSpec.parse(model).name
+    if name.startswith("pkg:"):
+        module, _, subpath = name.removeprefix("pkg:").partition("/")
+        found = importlib.util.find_spec(module)
+        places = list(found.submodule_search_locations or []) if found else []
+        folder = Path(places[0]) / subpath if places else Path()
+    else:
+        folder = Path(name)
+    try:
+        dim = json.loads((folder / "config.json").read_text()).get("hidden_size")
+    except (OSError, ValueError):
+        return None
+    return dim if isinstance(dim, int) else None

@@ -1,0 +1,144 @@
+"""The text formats: txt, jsonl, csv and tsv, as rows.
+
+Lines end at a line feed and nowhere else, so U+2028 or a form feed inside a text splits no record, and a byte
+that is not UTF-8 is reported with the line it stands in. Only one record is in memory.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+from producer.rows import Fields, Flaw, Row, kind_of, quote
+from producer.sources import Source
+from tasks.errors import BadInput
+
+#: What Windows programs put before UTF-8.
+_BOM = b"\xef\xbb\xbf"
+
+#: Characters of one csv field; past this a quote is missing and the rest of the file would be one field.
+_MAX_FIELD_CHARS = 2**28
+
+_DELIMITERS = {"csv": ",", "tsv": "\t"}
+
+
+def read_txt(source: Source, fields: Fields) -> Iterator[Row]:  # noqa: ARG001 - every format is called alike
+    """Yield a row per line; an empty line is a row with an empty text.
+
+    Raises:
+        BadInput: a line is not UTF-8.
+    """
+    for line in _lines(source):
+        yield Row(None, line.removesuffix("\n").removesuffix("\r"), None)
+
+
+def read_jsonl(source: Source, fields: Fields) -> Iterator[Row]:
+    """Yield a row per line with one JSON object; blank lines are skipped.
+
+    Raises:
+        BadInput: a line is not UTF-8, not a JSON object, or lacks its text.
+    """
+    for number, line in enumerate(_lines(source), 1):
+        if not line.strip(" \t\r\n"):
+            continue
+        try:
+            row = fields.row_of(_object_of(line))
+        except Flaw as exc:
+            raise source.flaw(exc, f"line {number}") from exc
+        yield row
+
+
+def read_csv(source: Source, fields: Fields) -> Iterator[Row]:
+    """Yield a row per record after the header; an empty cell in the id column is no id.
+
+    A quote inside quotes that is not doubled is an error: what csv makes of it in silence may not be meant.
+
+    Raises:
+        BadInput: not UTF-8, not csv, a header without the text field, a record with other columns than that.
+    """
+    records = _records(source)
+    _, header = next(records, (0, None))
+    if header is None:
+        return
+    _check_header(source, fields, header)
+    for number, cells in records:
+        if len(cells) != len(header):
+            reason = f"{len(cells)} columns, and the header has {len(header)}"
+            raise source.flaw(reason, f"line {number}")
+        row = fields.row_of(dict(zip(header, cells, strict=True)))
+        yield row if row.id else row._replace(id=None)
+
+
+def _records(source: Source) -> Iterator[tuple[int, list[str]]]:
+    """Yield the records of a csv file that are not blank, each with the number of its first line."""
+    csv.field_size_limit(max(_MAX_FIELD_CHARS, csv.field_size_limit()))
+    records = csv.reader(_lines(source), delimiter=_DELIMITERS[source.format], strict=True)
+    number = 1
+    try:
+        for cells in records:
+            if cells:
+                yield number, cells
+            number = records.line_num + 1
+    except csv.Error as exc:
+        reason = str(exc).partition(" - ")[0]
+        remedy = "a cell with quotes is quoted and its quotes are doubled"
+        raise source.flaw(f"not valid {source.format} ({reason}); {remedy}", f"line {number}") from exc
+
+
+def _check_header(source: Source, fields: Fields, header: list[str]) -> None:
+    if fields.text not in header:
+        raise source.flaw(fields.missing("the header", header))
+    for name in {fields.text, fields.id_name, *fields.kept}:
+        if header.count(name) > 1:
+            raise source.flaw(f"the header has {quote(name)} twice; rename one")
+
+
+def _lines(source: Source) -> Iterator[str]:
+    """Yield decoded lines with their line feeds, without a byte order mark at the start."""
+    with source.open() as stream:
+        first = stream.readline().removeprefix(_BOM)
+        for number, line in enumerate(itertools.chain([first] if first else [], stream), 1):
+            try:
+                text = line.decode()
+            except UnicodeDecodeError as exc:
+                raise _not_utf8(source, number, exc) from exc
+            yield text
+
+
+def _not_utf8(source: Source, number: int, exc: UnicodeDecodeError) -> BadInput:
+    byte = f"byte 0x{exc.object[exc.start]:02x} at offset {exc.start}"
+    remedy = "convert it, for example with iconv -f latin1 -t utf-8"
+    return source.flaw(f"not UTF-8 ({byte}); {remedy}", f"line {number}")
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise Flaw(f"not valid JSON ({constant} is no JSON number); each line must be one JSON object")
+
+
+_parse = json.JSONDecoder(parse_constant=_refuse).decode
+
+
+def _object_of(line: str) -> dict[str, Any]:
+    """Parse one line.
+
+    Raises:
+        Flaw: it is not one JSON object.
+    """
+    try:
+        record = _parse(line)
+    except json.JSONDecodeError as exc:
+        reason = f"{exc.msg.removesuffix(' at')} at column {exc.colno}"
+    except Flaw:
+        raise
+    except ValueError:  # an int of more than 4,300 digits
+        reason = "a number is too long"
+    except RecursionError:
+        reason = "nested too deeply"
+    else:
+        if isinstance(record, dict):
+            return record
+        raise Flaw(f"{kind_of(record)}, not an object; each line must be one JSON object")
+    raise Flaw(f"not valid JSON ({reason}); each line must be one JSON object")

@@ -1,0 +1,144 @@
+"""A job as its owner sees it: follow it, collect it, end it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from producer import collect
+from producer.progress import Progress
+from producer.writers import write_results
+from tasks import delivery
+from tasks.errors import JobFailed, StoreMismatch, UsageError
+from tasks.ledger import JobStatus
+from tasks.messages import JobSpec
+from tasks.workforce import SlotStatus
+
+if TYPE_CHECKING:
+    from producer.client import Client
+
+#: Seconds between two looks at a job.
+POLL_S = 0.1
+#: Seconds without a live slot after which that is said.
+LONELY_S = 10.0
+
+
+class Job:
+    """One submission. Get it from ``Client.encode`` or ``Client.job``."""
+
+    def __init__(self, client: Client, spec: JobSpec) -> None:
+        self._client = client
+        self.spec = spec
+
+    def __repr__(self) -> str:
+        return f"Job({self.id!r})"
+
+    @property
+    def id(self) -> str:
+        """The job's id."""
+        return self.spec.job
+
+    def status(self) -> JobStatus:
+        """Return what the ledger has of this job now."""
+        return self._client.ledger.status(self.id)
+
+    def slots(self) -> list[SlotStatus]:
+        """Return the live slots that serve this job's model."""
+        return self._client.live_slots(self.spec.queue)
+
+    def wait(self, *, progress: bool = False, timeout_s: float | None = None) -> JobStatus:
+        """Wait until the job is over and return its state.
+
+        Args:
+            progress: show rows, rates and the time left on stderr.
+            timeout_s: seconds to wait at most.
+
+        Raises:
+            JobFailed: it failed or was cancelled.
+            StoreMismatch: every live worker uses another store.
+            WorkerStopped: the embedded workers ended.
+            TimeoutError: the time is up; the job goes on.
+        """
+        with Progress(enabled=progress) as shown:
+            return self.follow(shown, timeout_s=timeout_s)
+
+    def follow(self, shown: Progress, *, timeout_s: float | None = None) -> JobStatus:
+        """Wait, and report to a progress display that is open already."""
+        started = time.monotonic()
+        while True:
+            status = self.status()
+            slots = self.slots()
+            shown.update(status, slots)
+            if status.is_over:
+                return _checked(status)
+            self._client.check_workers()
+            self._check_refusals(slots)
+            self._reconcile()
+            waited_s = time.monotonic() - started
+            if not slots and waited_s > LONELY_S:
+                shown.say_once(f"No live worker serves {self.spec.model}. {self._client.how_to_start(self.spec)}")
+            if timeout_s is not None and waited_s > timeout_s:
+                raise TimeoutError(f"Job {self.id} is not over after {timeout_s:g} s.")
+            time.sleep(POLL_S)
+
+    def results(self) -> Iterator[pa.Table]:
+        """Yield the results chunk by chunk, in the order of the rows."""
+        yield from collect.result_tables(self._client.ledger, self._client.store, self.status())
+        self._client.note_collected(self.id)
+
+    def vectors(self) -> np.ndarray:
+        """Return all vectors (n_rows, dim) in the order of the rows; rows with an error are NaN."""
+        return collect.stack_vectors(self.results(), collect.result_info(self.status()))
+
+    def collect(self, out: str, *, overwrite: bool = False) -> list[str]:
+        """Write the results to a file or folder, streaming. Returns what was written."""
+        return write_results(self.results(), collect.result_info(self.status()), out, overwrite=overwrite)
+
+    def errors(self, count: int) -> list[dict[str, object]]:
+        """Return row number, id and error of the first rows that failed."""
+        status = self.status()
+        if not status.failed_rows or status.recorded < status.chunks:
+            return []
+        return collect.first_errors(
+            collect.result_tables(self._client.ledger, self._client.store, status), count
+        )
+
+    def cancel(self) -> str:
+        """End the job; chunks in work are dropped. Returns the state that it has now."""
+        return self._client.ledger.end(self.spec, "cancelled")
+
+    def retry(self) -> int:
+        """Run the chunks with error rows again. Returns how many there are.
+
+        Raises:
+            UsageError: the job is not over, or was cancelled.
+        """
+        state, chunks, tickets = self._client.ledger.retry(self.spec)
+        if state not in {"done", "failed"}:
+            raise UsageError(f"Job {self.id} is {state}; only a job that is done or failed can be retried.")
+        delivery.publish(self._client.app, self.spec, tickets)
+        return chunks
+
+    def _reconcile(self) -> None:
+        ledger, settings = self._client.ledger, self._client.settings
+        if ledger.may_reconcile(self.id, settings.reconcile_s):
+            delivery.publish(self._client.app, self.spec, ledger.reconcile(self.spec))
+
+    def _check_refusals(self, slots: list[SlotStatus]) -> None:
+        refusals = self._client.ledger.refusals(self.id) if slots else {}
+        if refusals and all(slot.slot in refusals for slot in slots):
+            slot, why = next(iter(refusals.items()))
+            raise StoreMismatch(f"No worker takes job {self.id}. {slot}: {why}.", job=self.id)
+
+
+def _checked(status: JobStatus) -> JobStatus:
+    job = status.spec.job
+    if status.state == "failed":
+        raise JobFailed(f"Job {job} failed: {status.reason}", job=job)
+    if status.state == "cancelled":
+        raise JobFailed(f"Job {job} was cancelled.", job=job)
+    return status

@@ -1,0 +1,143 @@
+"""What --out names on this machine: a file, or a folder of shards."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Protocol
+
+import pyarrow as pa
+
+from producer.columns import ResultInfo, check_tables
+from producer.drafts import draft_file, draft_folder
+from producer.result_formats import format_of, npy
+from producer.shards import is_shard_file, note_errors, write_shards
+from tasks.errors import OutputExists, UsageError
+
+
+class Output(Protocol):
+    """A place for results."""
+
+    def check(self, *, overwrite: bool) -> None:
+        """Find out before the work what would keep the results from being written."""
+
+    def write(self, tables: Iterable[pa.Table], info: ResultInfo) -> list[str]:
+        """Write the results and return the names of what was written. An older output is replaced."""
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """One file in the format of its extension; beside a .npy with error rows, their list.
+
+    Attributes:
+        out: as the user wrote it.
+        path: the same, absolute and without symbolic links.
+    """
+
+    out: str
+    path: Path
+
+    def check(self, *, overwrite: bool) -> None:
+        """Look at the extension, the parent folder and what is there.
+
+        Raises:
+            UsageError: an unknown extension, or a parent folder that is missing or not writable.
+            OutputExists: the file is there, and not to be replaced.
+        """
+        format_of(self.path.name)
+        _check_parent(self.out, self.path)
+        if self.path.exists() and not overwrite:
+            raise exists(self.out)
+
+    def write(self, tables: Iterable[pa.Table], info: ResultInfo) -> list[str]:
+        """Write the file. A list of errors that an older .npy left is replaced or removed with it."""
+        write_as = format_of(self.path.name)
+        errors_path = errors_beside(self.path)
+        with (
+            _errors_of(errors_path) if write_as is npy else nullcontext() as errors,
+            draft_file(self.path) as file,
+            write_as(file, info) as append,
+        ):
+            tables = check_tables(tables, info)
+            for table in note_errors(tables, errors) if errors else tables:
+                append(table)
+        has_errors = write_as is npy and errors_path.exists()
+        return [self.out, *([f"{self.out}.errors.jsonl"] if has_errors else [])]
+
+
+@dataclass(frozen=True)
+class LocalFolder:
+    """A folder of shards.
+
+    Attributes:
+        out: as the user wrote it.
+        path: the same, absolute and without symbolic links.
+    """
+
+    out: str
+    path: Path
+
+    def check(self, *, overwrite: bool) -> None:
+        """Look at the parent folder and what is there.
+
+        Raises:
+            UsageError: the folder cannot be replaced, or holds files that are not ours.
+            OutputExists: the folder is not empty, and not to be replaced.
+        """
+        _check_parent(self.out, self.path)
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise UsageError(f"--out {self.out}: that is a file, not a folder. Name it without the slash.")
+        if self.path.is_mount() or self.path == Path.cwd():
+            raise UsageError(
+                f"--out {self.out}: a mounted or the current folder cannot be replaced as a whole. "
+                f"Name a folder in it: {Path(self.out) / 'results'}/."
+            )
+        self._check_content(overwrite=overwrite)
+
+    def write(self, tables: Iterable[pa.Table], info: ResultInfo) -> list[str]:
+        """Write the shards in a folder beside it, which then takes its name."""
+        names: list[str] = []
+        with draft_folder(self.path) as draft:
+            write_shards(tables, info, draft, lambda file: names.append(file.name))
+        return [f"{self.out.rstrip('/')}/{name}" for name in names]
+
+    def _check_content(self, *, overwrite: bool) -> None:
+        names = sorted(entry.name for entry in self.path.iterdir())
+        foreign = [name for name in names if not is_shard_file(name)]
+        if foreign:
+            raise UsageError(
+                f"--out {self.out}: the folder holds other files, such as {foreign[0]}, and is not replaced. "
+                f"Name a folder in it: {Path(self.out) / 'results'}/."
+            )
+        if names and not overwrite:
+            raise exists(self.out)
+
+
+def exists(out: str) -> OutputExists:
+    """Return the error for an output that is there already."""
+    return OutputExists(f"--out {out} exists already. Name another, or pass --overwrite.", out=out)
+
+
+def errors_beside(path: Path) -> Path:
+    """Return the path of the list of errors beside a .npy file."""
+    return path.with_name(f"{path.name}.errors.jsonl")
+
+
+def _errors_of(path: Path) -> AbstractContextManager[IO[bytes]]:
+    return draft_file(path, drop_empty=True)
+
+
+def _check_parent(out: str, path: Path) -> None:
+    parent = path.parent
+    if not parent.is_dir():
+        raise UsageError(
+            f"--out {out}: there is no folder {parent}. Make it: mkdir -p {shlex.quote(str(parent))}"
+        )
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UsageError(f"--out {out}: you may not write to the folder {parent}. Name another with --out.")

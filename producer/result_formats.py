@@ -1,0 +1,191 @@
+"""File formats of results. Each turns an open file into a function that appends a chunk's table to it.
+
+========== ==========================================================================
+.npy       the vectors alone, (n_rows, dim); a row with an error is NaN
+.parquet   all columns; zstd, row groups of bounded size
+.arrow     all columns; Arrow IPC file, uncompressed so that it can be memory-mapped
+.jsonl     an object a row; also .jsonl.gz and .jsonl.zst
+========== ==========================================================================
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import zstandard
+
+from producer.columns import ResultInfo, cut, kept_values, schema_of, with_kept_columns
+from tasks.errors import UsageError
+from tasks.tables import vectors_of
+
+Append = Callable[[pa.Table], object]
+Format = Callable[[IO[bytes], ResultInfo], AbstractContextManager[Append]]
+
+#: A Parquet row group is written once it has so many rows or bytes: whichever comes first bounds the memory.
+ROW_GROUP_ROWS = 100_000
+ROW_GROUP_BYTES = 64 * 2**20
+
+#: Rows whose numbers are text at one time: some 5 MB at 384 numbers a vector.
+JSONL_ROWS = 1_000
+
+#: zlib's own default. Level 9, Python's, takes longer for files that are hardly smaller.
+GZIP_LEVEL = 6
+
+
+def format_of(name: str) -> Format:
+    """Return the format that a file name's extension stands for.
+
+    Raises:
+        UsageError: the extension is unknown.
+    """
+    for extension, write_as in FORMATS.items():
+        if name.endswith(extension):
+            return write_as
+    raise UsageError(
+        f"--out {name}: no format has that extension. Known are {', '.join(FORMATS)}; "
+        "or a folder, with a slash at its end.",
+        name=name,
+    )
+
+
+@contextmanager
+def npy(file: IO[bytes], info: ResultInfo) -> Iterator[Append]:
+    """Write NumPy's header, then rows. Not through a memory map, whose pages would count as memory in use."""
+    header = {
+        "descr": np.lib.format.dtype_to_descr(np.dtype(info.vector_dtype)),
+        "fortran_order": False,
+        "shape": (info.n_rows, info.dim),
+    }
+    np.lib.format.write_array_header_1_0(file, header)
+    yield lambda table: file.write(vectors_of(table).data)
+
+
+@contextmanager
+def arrow(file: IO[bytes], info: ResultInfo) -> Iterator[Append]:
+    """Write an Arrow IPC file, one record batch a chunk."""
+    schema = schema_of(info)
+    with pa.ipc.new_file(file, schema) as writer:
+        yield lambda table: writer.write_table(with_kept_columns(table, info, schema))
+
+
+@contextmanager
+def parquet(file: IO[bytes], info: ResultInfo, *, has_vector: bool = True) -> Iterator[Append]:
+    """Write a Parquet file, several chunks a row group."""
+    schema = schema_of(info, has_vector=has_vector)
+    # no dictionary where nearly every value is another: it costs time and is thrown away when it is full
+    repeating = [name for name in schema.names if name not in {"row", "id", "vector"}]
+    ordered = [name for name in schema.names if name != "vector"]
+    with pq.ParquetWriter(
+        file, schema, compression="zstd", use_dictionary=repeating, write_statistics=ordered
+    ) as writer:
+        groups = _RowGroups(writer)
+        yield lambda table: groups.append(with_kept_columns(table, info, schema))
+        groups.flush()
+
+
+class _RowGroups:
+    """Gathers tables until they fill a row group."""
+
+    def __init__(self, writer: pq.ParquetWriter) -> None:
+        self._writer = writer
+        self._tables: list[pa.Table] = []
+
+    def append(self, table: pa.Table) -> None:
+        """Take a table in, and write what is full."""
+        for piece in cut([table], ROW_GROUP_ROWS):
+            if sum(map(len, self._tables)) + len(piece) > ROW_GROUP_ROWS:
+                self.flush()
+            self._tables.append(piece)
+            if sum(held.nbytes for held in self._tables) >= ROW_GROUP_BYTES:
+                self.flush()
+
+    def flush(self) -> None:
+        """Write what was taken in as one row group."""
+        if self._tables:
+            self._writer.write_table(pa.concat_tables(self._tables))
+            self._tables.clear()
+
+
+@contextmanager
+def jsonl(file: IO[bytes], info: ResultInfo) -> Iterator[Append]:
+    """Write an object a row, in lines."""
+    yield lambda table: [file.writelines(_json_lines(piece, info)) for piece in cut([table], JSONL_ROWS)]
+
+
+@contextmanager
+def jsonl_gz(file: IO[bytes], info: ResultInfo) -> Iterator[Append]:
+    """Write lines through gzip, without a time in the header: the same results are the same bytes."""
+    with (
+        gzip.GzipFile("", "wb", GZIP_LEVEL, file, mtime=0) as packed,
+        jsonl(packed, info) as append,  # type: ignore[arg-type]
+    ):
+        yield append
+
+
+@contextmanager
+def jsonl_zst(file: IO[bytes], info: ResultInfo) -> Iterator[Append]:
+    """Write lines through zstd."""
+    packer = zstandard.ZstdCompressor(write_checksum=True)
+    with packer.stream_writer(file, closefd=False) as packed, jsonl(packed, info) as append:
+        yield append
+
+
+#: Extension of a file name -> its format.
+FORMATS: dict[str, Format] = {
+    ".npy": npy,
+    ".parquet": parquet,
+    ".arrow": arrow,
+    ".jsonl": jsonl,
+    ".jsonl.gz": jsonl_gz,
+    ".jsonl.zst": jsonl_zst,
+}
+
+_to_json = json.JSONEncoder(ensure_ascii=False).encode
+
+
+def json_line(values: dict[str, Any]) -> bytes:
+    """Return one line of JSON in UTF-8."""
+    return f"{_to_json(values)}\n".encode()
+
+
+def _json_lines(table: pa.Table, info: ResultInfo) -> Iterator[bytes]:
+    heads = table.select(["row", "id"]).to_pylist()
+    tails = table.select(["n_tokens", "truncated", "error"]).to_pylist()
+    kept = kept_values(table, info)
+    for index, (head, vector, tail) in enumerate(zip(heads, _vector_texts(table), tails, strict=True)):
+        tail.update((name, values[index]) for name, values in kept.items())
+        yield f'{_to_json(head)[:-1]}, "vector": {vector}, '.encode() + json_line(tail)[1:]
+
+
+def _vector_texts(table: pa.Table) -> list[str]:
+    """Return each row's vector as JSON, ``null`` where there is none.
+
+    Arrow prints the shortest decimal that is read back as the same float32, in 65 ns a number: ``json`` takes
+    twice that for the same numbers as doubles, and nearly twice the characters.
+    """
+    vectors = vectors_of(table).astype(np.float32, copy=False)  # (n_rows, dim)
+    n_rows, dim = vectors.shape
+    starts = pa.array(np.arange(n_rows + 1, dtype=np.int32) * dim, pa.int32())
+    lists = pa.ListArray.from_arrays(starts, _number_texts(vectors.reshape(-1)))
+    has_vector = table["vector"].is_valid().to_pylist()
+    texts = pc.binary_join(lists, ", ").to_pylist()
+    return [f"[{text}]" if there else "null" for text, there in zip(texts, has_vector, strict=True)]
+
+
+def _number_texts(numbers: np.ndarray) -> pa.Array:
+    """Return float32 numbers as JSON: null for what JSON cannot say, and -0.0, not the integer -0."""
+    texts = pa.array(numbers).cast(pa.string())
+    is_finite = np.isfinite(numbers)
+    is_minus_zero = (numbers == 0) & np.signbit(numbers)
+    if is_finite.all() and not is_minus_zero.any():
+        return texts
+    texts = pc.if_else(pa.array(is_minus_zero), "-0.0", texts)
+    return pc.if_else(pa.array(is_finite), texts, "null")

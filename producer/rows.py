@@ -1,0 +1,185 @@
+"""Row, and how a record becomes one.
+
+A row that comes out of here can be stored: its text is UTF-8, its kept values are JSON.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+import json
+import math
+import numbers
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+#: Names of fields in a message: so many, and so many characters of each. A csv file without a header shows a
+#: record there, which no message may hold in full.
+_MAX_NAMES = 20
+_MAX_NAME_CHARS = 40
+
+#: The kinds of value in words, as JSON has them.
+_KINDS = {
+    type(None): "null",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    str: "a string",
+    list: "a list",
+    dict: "an object",
+}
+
+
+class Flaw(ValueError):  # noqa: N818 - not an error of its own: the reader adds the place and raises BadInput
+    """What is wrong with a record; whoever reads knows the file and the line."""
+
+
+class Row(NamedTuple):
+    """One record of the corpus.
+
+    Attributes:
+        id: the record's own id, None where it has none.
+        text: what is encoded; never a lone surrogate.
+        kept: the values of the kept fields as JSON has them, None without kept fields.
+    """
+
+    id: str | None
+    text: str
+    kept: tuple[Any, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """Which fields of a record are used.
+
+    Attributes:
+        text: the field with the text.
+        id: the field with the id, None for ``id``; a record may lack it.
+        kept: the fields that travel along, null where a record lacks them.
+        option: what a person sets to name the text field.
+    """
+
+    text: str = "text"
+    id: str | None = None
+    kept: tuple[str, ...] = ()
+    option: str = "--text-field"
+
+    @property
+    def id_name(self) -> str:
+        """The field with the id."""
+        return self.id or "id"
+
+    def row_of(self, record: Mapping[str, Any]) -> Row:
+        """Pick the row out of a record.
+
+        Raises:
+            Flaw: no text, or a value that cannot be stored.
+        """
+        text = record.get(self.text)
+        if not isinstance(text, str):
+            raise Flaw(self._text_flaw(record))
+        kept = tuple([self._value(record, name) for name in self.kept]) if self.kept else None
+        return Row(id_of(self._value(record, self.id_name), self.id_name), encodable(text, self.text), kept)
+
+    def missing(self, holder: str, names: Iterable[str], what: str = "no field") -> Flaw:
+        """Say that the text is not there, and what is."""
+        others = list_names(names)
+        has = f"{holder} has {others}" if others else f"{holder} has no fields"
+        return Flaw(f"{what} {quote(self.text)}; {has}; name the one with the text with {self.option}")
+
+    def _text_flaw(self, record: Mapping[str, Any]) -> Flaw:
+        if self.text not in record:
+            return self.missing("the record", record)
+        if record[self.text] is None:
+            return self.missing("the record", record, "null in field")
+        return Flaw(f"field {quote(self.text)} is {kind_of(record[self.text])}, not a string")
+
+    def _value(self, record: Mapping[str, Any], name: str) -> Any:
+        try:
+            return json_value(record.get(name), name)
+        except RecursionError:
+            raise Flaw(f"field {quote(name)} is nested too deeply") from None
+
+
+def json_value(value: Any, name: str) -> Any:  # noqa: PLR0911 - one line per kind of value
+    """Return a value as JSON has it: NaN is null, a time ISO 8601, a decimal a string.
+
+    Args:
+        value: what JSON, Arrow or a Python caller handed over.
+        name: the field, for the message.
+
+    Raises:
+        Flaw: JSON has no such value (infinity, bytes, a lone surrogate, a foreign class).
+    """
+    if isinstance(value, str):
+        return encodable(value, name)
+    if value is None or type(value) in {bool, int}:
+        return value
+    if isinstance(value, numbers.Integral):  # of NumPy too
+        return int(value)
+    if isinstance(value, numbers.Real) and not math.isinf(value):
+        return None if math.isnan(value) else float(value)
+    if isinstance(value, list | tuple):
+        return [json_value(item, name) for item in value]
+    if isinstance(value, Mapping):
+        return {encodable(str(key), name): json_value(item, name) for key, item in value.items()}
+    if isinstance(value, dt.date | dt.time):
+        return value.isoformat()
+    if isinstance(value, decimal.Decimal | uuid.UUID):
+        return str(value)
+    raise Flaw(f"field {quote(name)} holds {kind_of(value)}, which JSON cannot express")
+
+
+def id_of(value: Any, name: str) -> str | None:
+    """Return an id as a string, None for null.
+
+    Raises:
+        Flaw: a list or an object.
+    """
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, list | dict):
+        raise Flaw(f"field {quote(name)} is {kind_of(value)}; an id is a string or a number")
+    return str(value) if type(value) is int else json.dumps(value)
+
+
+def encodable(text: str, name: str) -> str:
+    """Return a text that UTF-8 can encode.
+
+    Raises:
+        Flaw: it holds half of a surrogate pair, as a broken escape in JSON leaves it.
+    """
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError as exc:
+        half = f"U+{ord(text[exc.start]):04X}"
+        raise Flaw(
+            f"field {quote(name)} holds a lone surrogate ({half}), which is no character; repair it"
+        ) from exc
+    return text
+
+
+def kind_of(value: Any) -> str:
+    """Name the kind of a value without showing it."""
+    if isinstance(value, numbers.Real) and math.isinf(value):
+        return "an infinite number"
+    return _KINDS.get(type(value), f"a value of type {type(value).__name__}")
+
+
+def list_names(names: Iterable[str]) -> str:
+    """Return field names quoted for a message, the first 20."""
+    quoted = [quote(name) for name in names]
+    more = f" and {len(quoted) - _MAX_NAMES} more" if len(quoted) > _MAX_NAMES else ""
+    return ", ".join(quoted[:_MAX_NAMES]) + more
+
+
+def quote(name: object) -> str:
+    """Quote a field name for a message: one line, at most 40 characters, nothing a terminal chokes on."""
+    text = str(name)
+    if len(text) > _MAX_NAME_CHARS:
+        text = text[:_MAX_NAME_CHARS] + "…"
+    return json.dumps(text, ensure_ascii=False).encode("utf-8", "replace").decode()

@@ -1,0 +1,94 @@
+"""State folders of embedded runs: what is in one, and which job lives where.
+
+::
+
+    STATE_DIR/runs/RUN/
+        run.json      the jobs of this run
+        lock          held while somebody runs its server
+        broker/       the private server's data and log
+        store/        chunk inputs and results
+        worker.log    what nodes and slots had to say
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+#: Unix socket paths stop at 108 bytes on Linux and 104 on macOS, the final zero included.
+LONGEST_SOCKET_PATH = 100
+
+
+@dataclass(frozen=True)
+class Run:
+    """One state folder."""
+
+    folder: Path
+
+    @classmethod
+    def at(cls, state_dir: Path, name: str) -> Run:
+        """Return the run of that name, its folder made if need be, for this user alone."""
+        folder = state_dir.expanduser().resolve() / "runs" / name
+        for part in (folder, folder / "broker", folder / "store"):
+            part.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return cls(folder)
+
+    @property
+    def store_url(self) -> str:
+        """The run's own store."""
+        return (self.folder / "store").as_uri()
+
+    @property
+    def socket(self) -> Path:
+        """The private server's socket, at a short path elsewhere if the folder's is too long."""
+        path = self.folder / "broker" / "broker.sock"
+        if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH:
+            return path
+        short = Path(tempfile.gettempdir()) / f"penstock-{os.getuid()}"
+        short.mkdir(mode=0o700, exist_ok=True)
+        return short / f"{hashlib.sha256(os.fsencode(self.folder)).hexdigest()[:16]}.sock"
+
+    @property
+    def worker_log(self) -> Path:
+        """Where nodes and slots write their log."""
+        return self.folder / "worker.log"
+
+    def jobs(self) -> list[str]:
+        """Return the jobs that were made in this run, oldest first."""
+        try:
+            return list(json.loads((self.folder / "run.json").read_text())["jobs"])
+        except FileNotFoundError:
+            return []
+
+    def note(self, job: str) -> None:
+        """Add a job, so that it is found without opening the server."""
+        jobs = self.jobs()
+        if job not in jobs:
+            file = self.folder / "run.json"
+            draft = file.with_suffix(".tmp")
+            draft.write_text(json.dumps({"jobs": [*jobs, job]}))
+            draft.replace(file)
+
+    def remove(self) -> None:
+        """Delete the folder with all that is in it."""
+        self.socket.unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def runs(state_dir: Path) -> Iterator[Run]:
+    """Yield the runs that there are, oldest first."""
+    parent = state_dir.expanduser().resolve() / "runs"
+    if parent.is_dir():
+        for folder in sorted(parent.iterdir(), key=lambda path: path.stat().st_mtime):
+            yield Run(folder)
+
+
+def find_run(state_dir: Path, job: str) -> Run | None:
+    """Return the run in which a job was made, or None."""
+    return next((run for run in runs(state_dir) if job in run.jobs()), None)

@@ -1,0 +1,98 @@
+"""Results to what the user names with --out, streaming: memory does not depend on the number of rows.
+
+========================================================= =============================================
+``x.npy`` ``x.parquet`` ``x.arrow`` ``x.jsonl[.gz,.zst]`` one file
+``results/``, or an existing folder                       shards with a manifest
+``s3://bucket/x.parquet``, also ``gs://`` and ``az://``   the same file, uploaded
+``s3://bucket/results/``                                  the same shards, each uploaded when it is whole
+========================================================= =============================================
+"""
+
+from __future__ import annotations
+
+import errno
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pyarrow as pa
+
+from producer.columns import ResultInfo, check_kept
+from producer.outputs import LocalFile, LocalFolder, Output
+from producer.remote_outputs import RemoteFile, RemoteFolder
+from tasks.errors import UsageError
+from tasks.store import OBJECT_SCHEMES
+
+__all__ = ["ResultInfo", "check_kept", "check_out", "write_results"]
+
+#: What a system says when nothing more fits: the disk, the user's quota, the file size limit.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def check_out(out: str, *, overwrite: bool) -> None:
+    """Find out before a job is submitted whether its results can be written.
+
+    Raises:
+        UsageError: an unknown extension or scheme, or a parent folder that is missing or not writable.
+        OutputExists: there is something already, and overwrite is not set.
+        StoreUnavailable: the object store cannot be asked.
+    """
+    _output(out).check(overwrite=overwrite)
+
+
+def write_results(tables: Iterable[pa.Table], info: ResultInfo, out: str, *, overwrite: bool) -> list[str]:
+    """Write chunk results to out, one table at a time, and return the paths or URLs written.
+
+    Args:
+        tables: results as in tasks.tables, in the order of the rows.
+        info: what they are together.
+        out: a file, a folder or a URL; see above.
+        overwrite: replace what is there.
+
+    Raises:
+        UsageError: as check_out and check_kept; or the disk is full.
+        DamagedObject: the tables are not what info says. Nothing is written.
+        StoreUnavailable: the object store failed.
+    """
+    check_kept(info.kept_types)
+    output = _output(out)
+    output.check(overwrite=overwrite)
+    with _telling_full_disk(out):
+        return output.write(tables, info)
+
+
+def _output(out: str) -> Output:
+    """Return the place that out names."""
+    parts = urlsplit(out)
+    if "://" in out and parts.scheme != "file":
+        return _remote(out)
+    name = unquote(parts.path) if "://" in out else out
+    path = Path(name).resolve()
+    if name.endswith("/") or path.is_dir():
+        return LocalFolder(out, path)
+    return LocalFile(out, path)
+
+
+def _remote(out: str) -> Output:
+    parts = urlsplit(out)
+    if parts.scheme not in OBJECT_SCHEMES or not parts.netloc or not parts.path:
+        known = ", ".join(f"{scheme}://" for scheme in OBJECT_SCHEMES)
+        raise UsageError(
+            f"--out {out}: neither a path nor a bucket and a name after one of {known}.", out=out
+        )
+    return RemoteFolder(out) if out.endswith("/") else RemoteFile(out)
+
+
+@contextmanager
+def _telling_full_disk(out: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno not in _FULL:
+            raise
+        place = f"temporary folder {tempfile.gettempdir()} (TMPDIR names another)" if "://" in out else "disk"
+        raise UsageError(
+            f"--out {out}: the {place} is full, nothing was written. Free space and try again.", out=out
+        ) from exc

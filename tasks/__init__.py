@@ -1,0 +1,1 @@
+"""The contract that producers and workers share, and the Celery tasks. Never imports torch."""

@@ -1,0 +1,65 @@
+"""The Celery application: ``celery -A tasks.app worker -I workers.boot``, ``flower``, ``inspect``.
+
+A node that was started without an engine (no ``-I workers.boot``) refuses to consume, with a line that says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+from celery.signals import celeryd_init, worker_init
+from pydantic import ValidationError
+
+from tasks import delivery
+from tasks.chunk import run_chunk
+from tasks.messages import Ticket, explain
+from tasks.settings import Settings
+from tasks.slot import Slot
+
+log = logging.getLogger(__name__)
+
+#: The broker of `celery -A tasks.app ...` when no setting names one.
+DEFAULT_BROKER_URL = "redis://localhost:6379/0"
+
+app = delivery.make_app(lambda: Settings.load().broker_url or DEFAULT_BROKER_URL)
+
+
+class _Installed:
+    """What workers.boot puts into this process: whether it can make an engine, and the slot once it is ready."""
+
+    has_engine = False
+    slot: Slot | None = None
+
+
+installed = _Installed()
+
+
+@celeryd_init.connect
+def _use_consumer_settings(conf: Any, **_: Any) -> None:
+    conf.update(delivery.consume_settings())
+
+
+@worker_init.connect
+def _refuse_without_engine(**_: Any) -> None:
+    if not installed.has_engine:
+        sys.exit(
+            "This node has no engine and would swallow tickets: start it with `penstock worker --model MODEL`, or "
+            "add `-I workers.boot` and set PENSTOCK_MODEL."
+        )
+    # A prefork parent takes tickets while its slots still load, so it begins with no queue at all.
+    app.amqp.queues.select([])
+
+
+@app.task(name="penstock.encode")
+def encode(job: str, chunk: int, version: int = 0) -> str:
+    """Work on one chunk of an encode job, if the ledger says that there is need."""
+    try:
+        ticket = Ticket.model_validate({"job": job, "chunk": chunk, "version": version})
+    except ValidationError as exc:
+        log.error("Ticket refused: %s", explain(exc), extra={"action": "refuse"})  # noqa: TRY400 - one line
+        return f"refused: {explain(exc)}"
+    if installed.slot is None:
+        return "void: the slot is not ready"
+    return run_chunk(installed.slot, ticket)

@@ -1,0 +1,79 @@
+"""The broker's address: one URL from the user, as redis-py and as Celery want it, and safe to show."""
+
+from __future__ import annotations
+
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+import redis
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.retry import Retry
+
+from tasks.errors import UsageError
+
+#: Seconds after which an unanswered command counts as failed. Without it a half-open connection hangs for good.
+SOCKET_TIMEOUT_S = 15
+#: Seconds to wait for a connection.
+CONNECT_TIMEOUT_S = 5
+#: Seconds of silence after which a connection is checked before use.
+HEALTH_CHECK_S = 10
+#: How often a command that met a connection fault is tried again, with exponential backoff.
+RETRIES = 3
+
+_SCHEMES = {"redis", "rediss", "unix", "redis+socket"}
+
+
+def check_url(url: str) -> str:
+    """Return the URL if it is one that penstock can use.
+
+    Raises:
+        UsageError: another scheme, or no host or path.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in _SCHEMES:
+        raise UsageError(
+            f"--broker {redact(url)}: penstock needs Redis or Valkey: redis://HOST:PORT/DB, rediss://... or "
+            "unix:///PATH."
+        )
+    if not (parts.hostname or parts.path.strip("/")):
+        raise UsageError(f"--broker {redact(url)}: names no host.")
+    return url
+
+
+def redact(url: str) -> str:
+    """Return the URL without user, password and other secrets of its query."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{'***@' if '@' in parts.netloc else ''}{host}{parts.path}"
+
+
+def redis_url(url: str) -> str:
+    """Return the URL in redis-py's form (``unix://PATH?db=N``)."""
+    return _translate(url, {"redis+socket": "unix"}, {"virtual_host": "db"})
+
+
+def celery_url(url: str) -> str:
+    """Return the URL in Celery's form (``redis+socket://PATH?virtual_host=N``)."""
+    return _translate(url, {"unix": "redis+socket"}, {"db": "virtual_host"})
+
+
+def _translate(url: str, schemes: dict[str, str], names: dict[str, str]) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in schemes:
+        return url
+    query = urlencode([(names.get(name, name), value) for name, value in parse_qsl(parts.query)])
+    return f"{schemes[parts.scheme]}://{parts.netloc}{parts.path}{'?' if query else ''}{query}"
+
+
+def connect(url: str, *, decode: bool = True) -> redis.Redis:
+    """Return a client that times out, checks idle connections and retries passing faults.
+
+    A command may thus run twice on the server: every ledger step is written for that.
+    """
+    return redis.Redis.from_url(
+        redis_url(check_url(url)),
+        decode_responses=decode,
+        socket_timeout=SOCKET_TIMEOUT_S,
+        socket_connect_timeout=CONNECT_TIMEOUT_S,
+        health_check_interval=HEALTH_CHECK_S,
+        retry=Retry(ExponentialWithJitterBackoff(base=0.1, cap=2.0), RETRIES),
+    )

@@ -1,0 +1,184 @@
+"""The task body: claim, read, run, write, record.
+
+A ticket is a hint. Whatever it says, the ledger decides whether there is work, and a chunk that is worked on twice
+changes nothing: each result lies under its own fencing token, and the first one recorded wins.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import zlib
+from importlib.metadata import version
+
+import numpy as np
+import pyarrow as pa
+
+from tasks import keys, tables
+from tasks.errors import Permanent, Transient
+from tasks.ledger import Lease, Refusal
+from tasks.messages import Receipt, Ticket
+from tasks.ports import Encoded
+from tasks.retrying import retry_transient
+from tasks.slot import Slot
+
+log = logging.getLogger(__name__)
+
+#: Seconds that a slot goes on trying to reach broker or store before it gives its chunk back. Its work is lost then.
+PATIENCE_S = 120.0
+#: Seconds after which a chunk that this slot would not or could not do is offered again.
+AGAIN_S = 2.0
+
+
+def run_chunk(slot: Slot, ticket: Ticket) -> str:
+    """Do what a ticket asks for, if there is still need. Returns the outcome in a word or two, for logs and Flower."""
+    answer = retry_transient(
+        lambda: slot.ledger.claim(
+            ticket.job,
+            ticket.chunk,
+            queue=slot.status.queue,
+            slot=slot.status.slot,
+            weights=slot.encoder.weights,
+            lease_s=slot.settings.lease_s,
+        ),
+        for_s=PATIENCE_S,
+    )
+    if isinstance(answer, Refusal):
+        return _turn_down(slot, ticket, answer)
+    reason = _mismatch(slot, answer)
+    if reason:
+        slot.ledger.refuse(answer.spec, slot.status.slot, reason)
+        _give_back(slot, answer, forgive=True)
+        return "refused"
+    with slot.holding(answer):
+        return _work(slot, answer)
+
+
+def _turn_down(slot: Slot, ticket: Ticket, refusal: Refusal) -> str:
+    if refusal.kind == "weights":
+        spec = slot.ledger.spec(ticket.job)
+        slot.ledger.refuse(
+            spec,
+            slot.status.slot,
+            f"its weights of {slot.status.model} ({slot.encoder.weights}) are not those that began the job "
+            f"({refusal.why})",
+        )
+    log.debug("Ticket void", extra={"action": "void", "job": ticket.job, "why": refusal.why})
+    return f"void: {refusal.why}"
+
+
+def _mismatch(slot: Slot, lease: Lease) -> str | None:
+    if lease.spec.store_id != slot.status.store_id:
+        return (
+            f"it uses the store {slot.store.url} (id {slot.status.store_id}), the job lives in one with id "
+            f"{lease.spec.store_id}: start both sides with the same --store"
+        )
+    return None
+
+
+def _work(slot: Slot, lease: Lease) -> str:
+    fields = {"job": lease.job, "chunk": lease.chunk, "attempt": lease.attempts}
+    try:
+        problem = slot.encoder.check(lease.spec.options)
+        if problem:
+            raise Permanent(problem)
+        receipt = _produce(slot, lease)
+    except Permanent as exc:
+        # It would fail in the same way everywhere.
+        log.error("Job failed: %s", exc, extra={"action": "fail", **fields})  # noqa: TRY400 - the reason is known
+        slot.ledger.end(lease.spec, "failed", str(exc))
+        return "failed"
+    except Transient as exc:
+        log.warning("Chunk handed back: %s", exc, extra={"action": "free", **fields})
+        _give_back(slot, lease, forgive=True)
+        return "handed back"
+    except Exception:
+        # The task's boundary: the attempt counts, and the chunk is given up after a few.
+        log.exception("Chunk failed", extra={"action": "free", **fields})
+        _give_back(slot, lease, forgive=False)
+        return "attempt failed"
+    if receipt is None:
+        return "lease lost"
+    outcome, released = retry_transient(lambda: slot.ledger.record(lease, receipt), for_s=PATIENCE_S)
+    slot.publish(lease.spec, released)
+    slot.count(receipt)
+    log.info("Chunk %s", outcome, extra={"action": "record", **fields, "rows": receipt.rows})
+    return f"{outcome}: {receipt.rows} rows"
+
+
+def _give_back(slot: Slot, lease: Lease, *, forgive: bool) -> None:
+    try:
+        released = slot.ledger.free(lease.spec, lease.chunk, lease.token, forgive=forgive, delay_s=AGAIN_S)
+    except Transient as exc:
+        log.warning("Lease not freed, it will lapse: %s", exc, extra={"action": "free", "job": lease.job})
+        return
+    slot.publish(lease.spec, released)
+
+
+def _produce(slot: Slot, lease: Lease) -> Receipt | None:
+    """Read, run and write a chunk. Returns its receipt, or None if the lease was lost on the way."""
+    started = time.perf_counter()
+    path = keys.input_path(lease.job, lease.chunk)
+    inputs = tables.from_bytes(retry_transient(lambda: slot.store.get(path), for_s=PATIENCE_S), path)
+    read_s = time.perf_counter() - started
+    if lease.attempts > slot.settings.max_attempts:
+        encoded = _given_up(slot, lease, inputs.num_rows)
+    else:
+        encoded = slot.encoder.encode(inputs["text"].to_pylist(), lease.spec.options)
+    if slot.has_lost_lease:
+        return None
+    started = time.perf_counter()
+    receipt = _receipt(slot, encoded, read_s)
+    data = _result_bytes(slot, lease, inputs, encoded, receipt)
+    target = keys.result_path(lease.job, lease.chunk, lease.token)
+    retry_transient(lambda: slot.store.put(target, data), for_s=PATIENCE_S)
+    return receipt.model_copy(
+        update={
+            "write_s": time.perf_counter() - started,
+            "size_bytes": len(data),
+            "crc32": zlib.crc32(data),
+        }
+    )
+
+
+def _given_up(slot: Slot, lease: Lease, n_rows: int) -> Encoded:
+    tries = lease.attempts - 1
+    log.error("Chunk given up", extra={"action": "give up", "job": lease.job, "chunk": lease.chunk})
+    return Encoded(
+        vectors=np.zeros((n_rows, slot.encoder.dim(lease.spec.options)), np.float32),
+        n_tokens=np.zeros(n_rows, np.int32),
+        truncated=np.zeros(n_rows, bool),
+        errors=[f"given up: {tries} attempts at its chunk ended without a result"] * n_rows,
+    )
+
+
+def _receipt(slot: Slot, encoded: Encoded, read_s: float) -> Receipt:
+    return Receipt(
+        rows=len(encoded.errors),
+        failed_rows=sum(error is not None for error in encoded.errors),
+        truncated_rows=int(encoded.truncated.sum()),
+        tokens=int(encoded.n_tokens.sum()),
+        padded_tokens=encoded.padded_tokens,
+        read_s=read_s,
+        tokenise_s=encoded.tokenise_s,
+        model_s=encoded.model_s,
+        slot=slot.status.slot,
+        weights=slot.encoder.weights,
+        dim=encoded.vectors.shape[1],
+    )
+
+
+def _result_bytes(slot: Slot, lease: Lease, inputs: pa.Table, encoded: Encoded, receipt: Receipt) -> bytes:
+    table = tables.encode_result(inputs, encoded, lease.spec.options.vector_dtype)
+    metadata = {
+        "penstock.version": version("penstock"),
+        "penstock.job": lease.job,
+        "penstock.chunk": str(lease.chunk),
+        "penstock.token": str(lease.token),
+        "penstock.model": str(lease.spec.model),
+        "penstock.weights": slot.encoder.weights,
+        "penstock.options": lease.spec.options.model_dump_json(),
+        "penstock.receipt": json.dumps(receipt.model_dump(exclude={"size_bytes", "crc32", "write_s"})),
+    }
+    return tables.to_bytes(table, metadata)

@@ -1,0 +1,115 @@
+"""Every error that penstock raises on purpose.
+
+::
+
+    PenstockError
+    ├── Transient                 worth trying again
+    │   ├── BrokerUnavailable     the broker cannot be reached            exit 3
+    │   └── StoreUnavailable      the store cannot be reached             exit 3
+    └── Permanent                 reported once, never retried
+        ├── UsageError            an option or a combination is wrong     exit 2
+        │   ├── OutputExists      --out is there already
+        │   ├── UnknownJob        no such job in this ledger
+        │   └── ModelNotFound     the model's files are not there
+        ├── BadInput              a record cannot be read                 exit 4
+        ├── JobFailed             the job ended without all its results   exit 1
+        ├── WorkerStopped         a worker process gave up                exit 1
+        ├── StoreMismatch         client and worker use different stores  exit 3
+        ├── StoreFull             the job outgrows a redis:// store       exit 2
+        └── DamagedObject         a stored object is not what was written exit 1
+
+The docstring of a class is its default message. ``exit_code`` is what the CLI exits with. Messages never hold a
+record's text.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+
+class PenstockError(Exception):
+    """Something went wrong in penstock."""
+
+    exit_code = 1
+
+    def __init__(self, message: str | None = None, **data: Any) -> None:
+        """Keep the values of the message as data too, for logs and callers."""
+        super().__init__(message or inspect.getdoc(type(self)))
+        self.data = data
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Survive pickling with the data (Celery sends exceptions between processes)."""
+        return _rebuild, (type(self), str(self), self.data)
+
+
+def _rebuild(cls: type[PenstockError], message: str, data: dict[str, Any]) -> PenstockError:
+    return cls(message, **data)
+
+
+class Transient(PenstockError):
+    """A passing fault; the same call may succeed later."""
+
+
+class Permanent(PenstockError):
+    """The same call would fail again."""
+
+
+class BrokerUnavailable(Transient):
+    """The broker does not answer. Check that Redis or Valkey runs and that --broker names it."""
+
+    exit_code = 3
+
+
+class StoreUnavailable(Transient):
+    """The store does not answer. Check --store and its credentials."""
+
+    exit_code = 3
+
+
+class UsageError(Permanent):
+    """An option is wrong."""
+
+    exit_code = 2
+
+
+class OutputExists(UsageError):
+    """The output exists already. Name another, or pass --overwrite."""
+
+
+class UnknownJob(UsageError):
+    """No such job. `penstock jobs` lists those that there are."""
+
+
+class ModelNotFound(UsageError):
+    """The model was not found."""
+
+
+class BadInput(Permanent):
+    """A record of the input cannot be read."""
+
+    exit_code = 4
+
+
+class JobFailed(Permanent):
+    """The job failed. `penstock status JOB` says why."""
+
+
+class WorkerStopped(Permanent):
+    """A worker stopped before the job was done."""
+
+
+class StoreMismatch(Permanent):
+    """Client and worker use different stores."""
+
+    exit_code = 3
+
+
+class StoreFull(Permanent):
+    """The job is larger than a redis:// store takes. Name object storage or a shared folder with --store."""
+
+    exit_code = 2
+
+
+class DamagedObject(Permanent):
+    """A stored object is not what was written."""

@@ -1,0 +1,100 @@
+"""Every Redis key and store path of penstock, in one table.
+
+======================= ====== =========================================== ======== ==================== ================
+key                     type   holds                                       lives    written by           read by
+======================= ====== =========================================== ======== ==================== ================
+penstock:jobs           zset   job -> time of creation (ms)                 for ever client               client
+penstock:active         set    jobs that are submitting or running         for ever ledger steps         node, client
+penstock:key:KEY        string the job that this submission key made       for ever client               client
+penstock:job:J          hash   spec, state, counters                       for ever ledger steps         all
+penstock:job:J:open     zset   chunk -> time (ms) at which its ticket or   job      ledger steps         ledger steps
+                               lease lapses: released, not yet recorded
+penstock:job:J:leases   hash   chunk -> "token slot"                       job      ledger steps         ledger steps
+penstock:job:J:attempts hash   chunk -> claims so far                      chunk    ledger steps         ledger steps
+penstock:job:J:done     hash   chunk -> "token rows failed truncated       for ever ledger steps         client
+                               tokens padded bytes crc32"
+penstock:job:J:failed   set    recorded chunks with error rows             for ever ledger steps         client
+penstock:job:J:refusals hash   slot -> why it will not work on this job    for ever slot                 client
+penstock:slots          zset   slot -> time (ms) it was last seen          60 s     slot                 client, node
+penstock:slot:S         hash   who the slot is and what it does            60 s     slot                 client, node
+penstock:store:FOLDER   hash   objects of a redis:// store                 for ever client, slot         client, slot
+penstock:size:FOLDER    string bytes in that folder                        for ever client, slot         client, slot
+penstock:reconciler     string the process that reconciles just now        seconds  node, client         node, client
+penstock.OPERATION.D    list   Celery's queue of tickets for model digest  tickets  client, slot         node
+======================= ====== =========================================== ======== ==================== ================
+
+========================================= ============================== ================== =========
+store path                                holds                          written by         read by
+========================================= ============================== ================== =========
+penstock-store-id                         the store's random id          whoever is first   all
+jobs/J/input/00000042.arrow               a chunk input                  client             slot
+jobs/J/result/00000042-000000007.arrow    a chunk result, under the      slot               client
+                                          fencing token of its lease
+========================================= ============================== ================== =========
+"""
+
+from __future__ import annotations
+
+JOBS = "penstock:jobs"
+ACTIVE = "penstock:active"
+SLOTS = "penstock:slots"
+RECONCILER = "penstock:reconciler"
+
+STORE_ID = "penstock-store-id"
+
+
+def submission(key: str) -> str:
+    """Return where the job of a submission key is noted."""
+    return f"penstock:key:{key}"
+
+
+def job(job_id: str) -> str:
+    """Return the hash of a job."""
+    return f"penstock:job:{job_id}"
+
+
+def refusals(job_id: str) -> str:
+    """Return the hash of slots that refused a job."""
+    return f"penstock:job:{job_id}:refusals"
+
+
+def step_keys(job_id: str, queue: str) -> list[str]:
+    """Return the KEYS of every ledger step, in the order that the Lua prelude names them."""
+    base = job(job_id)
+    parts = ("open", "leases", "attempts", "done", "failed")
+    return [base, *(f"{base}:{part}" for part in parts), ACTIVE, queue]
+
+
+def done(job_id: str) -> str:
+    """Return the hash of a job's recorded chunks."""
+    return f"penstock:job:{job_id}:done"
+
+
+def slot(slot_id: str) -> str:
+    """Return the hash of a slot."""
+    return f"penstock:slot:{slot_id}"
+
+
+def input_path(job_id: str, chunk: int) -> str:
+    """Return where a chunk input is stored."""
+    return f"jobs/{job_id}/input/{chunk:08d}.arrow"
+
+
+def result_path(job_id: str, chunk: int, token: int) -> str:
+    """Return where the holder of a fencing token stores its chunk result."""
+    return f"jobs/{job_id}/result/{chunk:08d}-{token:09d}.arrow"
+
+
+def job_path(job_id: str) -> str:
+    """Return the folder of all that a job has in the store."""
+    return f"jobs/{job_id}"
+
+
+def redis_folder(path: str) -> str:
+    """Return the hash that holds an object of a redis:// store."""
+    return f"penstock:store:{path.rpartition('/')[0]}"
+
+
+def redis_folder_bytes(path: str) -> str:
+    """Return where the size of that hash is counted."""
+    return f"penstock:size:{path.rpartition('/')[0]}"

@@ -1,0 +1,358 @@
+"""The state of jobs in Redis, and the only truth about them.
+
+Each method is one event and runs one atomic Lua step (tasks/steps.py). Methods that open the gate return the chunks
+that need a ticket now; the caller publishes them. Every step may run twice with the same arguments, because a reply
+can be lost.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, cast
+
+import redis
+
+from tasks import keys
+from tasks.broker import redact
+from tasks.errors import BrokerUnavailable, UnknownJob
+from tasks.messages import JOB_ID_PATTERN, JobSpec, Receipt
+from tasks.steps import STEPS
+from tasks.workforce import SlotStatus, Workforce
+
+#: Seconds that a ticket may be under way between a node and its slot before it counts as lost.
+TICKET_GRACE_S = 5.0
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to work on a chunk: fencing token, how often the chunk was claimed, and the job's spec."""
+
+    job: str
+    chunk: int
+    token: int
+    attempts: int
+    spec: JobSpec
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a claim gave no lease: ``void`` (nothing to do) or ``weights`` (the slot has other weights)."""
+
+    kind: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A recorded chunk: where its result is and what it held."""
+
+    chunk: int
+    token: int
+    rows: int
+    failed_rows: int
+    size_bytes: int
+    crc32: int
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """A job as the ledger has it at one moment.
+
+    Attributes:
+        state: submitting, running, done, failed or cancelled.
+        reason: why it failed.
+        rows: rows announced so far; all of them once it is sealed.
+        chunks: the sealed total, or what is announced so far.
+        recorded: chunks with a result.
+        work_s: seconds from the first chunk taken to the last receipt.
+        seconds: seconds per stage, summed over slots.
+        kept_types: type of each kept field, known once the job is sealed.
+    """
+
+    spec: JobSpec
+    state: str
+    reason: str
+    is_sealed: bool
+    rows: int
+    input_bytes: int
+    chunks: int
+    recorded: int
+    rows_done: int
+    failed_rows: int
+    truncated_rows: int
+    tokens: int
+    padded_tokens: int
+    dim: int
+    weights: str
+    created_ms: int
+    work_s: float
+    seconds: dict[str, float]
+    kept_types: dict[str, str]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will happen to this job by itself."""
+        return self.state in {"done", "failed", "cancelled"}
+
+
+class Ledger:
+    """The jobs of one broker."""
+
+    def __init__(self, client: redis.Redis, url: str = "") -> None:
+        self.redis = client
+        self.url = url
+        self.workforce = Workforce(self)
+        self._steps = {name: client.register_script(source) for name, source in STEPS.items()}
+
+    def ping(self) -> None:
+        """Raise BrokerUnavailable unless the broker answers."""
+        with self.reaching():
+            self.redis.ping()
+
+    # -- submitting ------------------------------------------------------------------------------------------------
+
+    def create(self, spec: JobSpec, *, gate: int, ticket_s: float) -> None:
+        """Note a new job in state submitting."""
+        with self.reaching():
+            self._step("create", spec, spec.job, spec.model_dump_json(), gate, _ms(ticket_s))
+            now_s, now_us = cast("tuple[int, int]", self.redis.time())
+            self.redis.zadd(keys.JOBS, {spec.job: now_s * 1000 + now_us // 1000}, nx=True)
+            self.redis.set(keys.submission(spec.key), spec.job)
+
+    def announce(self, spec: JobSpec, chunk: int, rows: int, size_bytes: int) -> tuple[str, list[int]]:
+        """Say that a chunk input is in the store. Returns the job's state and the tickets to publish."""
+        state, *tickets = self._run("announce", spec, chunk, rows, size_bytes)
+        return state, tickets
+
+    def seal(self, spec: JobSpec, chunks: int, kept_types: dict[str, str]) -> tuple[str, list[int]]:
+        """Say that the corpus ended. Returns the job's state and the tickets to publish."""
+        state, *tickets = self._run("seal", spec, chunks, json.dumps(kept_types))
+        return state, tickets
+
+    # -- working ---------------------------------------------------------------------------------------------------
+
+    def claim(
+        self, job: str, chunk: int, *, queue: str, slot: str, weights: str, lease_s: float
+    ) -> Lease | Refusal:
+        """Ask for a chunk. The lease holds for ``lease_s`` seconds unless it is touched."""
+        answer = self._run_keys("claim", keys.step_keys(job, queue), chunk, slot, _ms(lease_s), weights)
+        if answer[0] != "leased":
+            return Refusal(answer[0], answer[1])
+        return Lease(job, chunk, int(answer[1]), int(answer[2]), JobSpec.model_validate_json(answer[3]))
+
+    def touch(self, lease: Lease, lease_s: float) -> bool:
+        """Extend a lease. False: it is no longer this slot's, and the work is for nothing."""
+        return bool(self._run("touch", lease.spec, lease.chunk, lease.token, _ms(lease_s)))
+
+    def record(self, lease: Lease, receipt: Receipt) -> tuple[str, list[int]]:
+        """Record a stored result. Returns the outcome (``recorded`` or why not) and the tickets to publish."""
+        note = (
+            f"{lease.token} {receipt.rows} {receipt.failed_rows} {receipt.truncated_rows} {receipt.tokens} "
+            f"{receipt.padded_tokens} {receipt.size_bytes} {receipt.crc32}"
+        )
+        counts = (
+            receipt.rows,
+            receipt.failed_rows,
+            receipt.truncated_rows,
+            receipt.tokens,
+            receipt.padded_tokens,
+        )
+        seconds = (receipt.read_s, receipt.tokenise_s, receipt.model_s, receipt.write_s)
+        outcome, *tickets = self._run(
+            "record",
+            lease.spec,
+            lease.chunk,
+            lease.token,
+            note,
+            receipt.weights,
+            receipt.dim,
+            lease.spec.on_error,
+            *counts,
+            *(f"{value:.6f}" for value in seconds),
+        )
+        return outcome, tickets
+
+    def free(
+        self, spec: JobSpec, chunk: int, token: int, *, forgive: bool, delay_s: float = 0.0
+    ) -> list[int]:
+        """Give a lease up; the chunk may be taken again after the delay. Returns the tickets to publish.
+
+        ``forgive`` takes the attempt back: nothing was wrong with the chunk.
+        """
+        return cast("list[int]", self._run("free", spec, chunk, token, int(forgive), _ms(delay_s)))
+
+    def bury(self, slot: SlotStatus) -> tuple[JobSpec, list[int]] | None:
+        """Strike off a slot that died and free its lease. Returns the lease's job and the tickets to publish."""
+        freed = None
+        if slot.claim:
+            job, chunk, token = slot.claim.split()
+            with suppress(UnknownJob):
+                spec = self.spec(job)
+                freed = spec, self.free(spec, int(chunk), int(token), forgive=False)
+        self.workforce.forget(slot.slot)
+        return freed
+
+    def refuse(self, spec: JobSpec, slot: str, why: str) -> None:
+        """Note that a slot will not work on a job, and why, for the people who wait for it."""
+        with self.reaching():
+            self.redis.hset(keys.refusals(spec.job), slot, why)
+
+    def reconcile(self, spec: JobSpec) -> list[int]:
+        """Look for lost tickets and lapsed leases of a job. Returns the tickets to publish."""
+        return cast("list[int]", self._run("reconcile", spec, _ms(TICKET_GRACE_S)))
+
+    def may_reconcile(self, who: str, for_s: float) -> bool:
+        """Whether this process is the one that reconciles for the next seconds."""
+        with self.reaching():
+            return bool(self.redis.set(keys.RECONCILER, who, nx=True, px=_ms(for_s)))
+
+    # -- ending ----------------------------------------------------------------------------------------------------
+
+    def end(self, spec: JobSpec, state: str, reason: str = "") -> str:
+        """End a job as ``cancelled`` or ``failed``. Returns the state that it has now."""
+        return cast("str", self._run("end", spec, state, reason))
+
+    def retry(self, spec: JobSpec) -> tuple[str, int, list[int]]:
+        """Reopen what failed. Returns the state before, the chunks with error rows, and the tickets."""
+        state, chunks, *tickets = self._run("retry", spec)
+        return state, chunks, tickets
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def spec(self, job: str) -> JobSpec:
+        """Return the spec of a job.
+
+        Raises:
+            UnknownJob: the ledger has no such job.
+        """
+        with self.reaching():
+            found = self.redis.hget(keys.job(job), "spec") if _is_job_id(job) else None
+        if found is None:
+            raise UnknownJob(f"No job {job!r} in {self.where}. `penstock jobs` lists those that there are.")
+        return JobSpec.model_validate_json(cast("str", found))
+
+    def find(self, key: str) -> JobSpec | None:
+        """Return the job that a submission key made, or None."""
+        with self.reaching():
+            job = self.redis.get(keys.submission(key))
+        return self.spec(cast("str", job)) if job else None
+
+    def status(self, job: str) -> JobStatus:
+        """Return the state of a job.
+
+        Raises:
+            UnknownJob: the ledger has no such job.
+        """
+        spec = self.spec(job)
+        with self.reaching():
+            fields = cast("dict[str, str]", self.redis.hgetall(keys.job(job)))
+        return _status(spec, fields)
+
+    def is_sealed(self, job: str) -> bool:
+        """Whether there is such a job and its whole corpus is in the store."""
+        with self.reaching():
+            return bool(self.redis.hexists(keys.job(job), "total"))
+
+    def announced(self, job: str) -> int:
+        """Return how many chunk inputs of a job are in the store."""
+        with self.reaching():
+            return int(cast("str", self.redis.hget(keys.job(job), "announced") or "0"))
+
+    def jobs(self) -> list[str]:
+        """Return all job ids, oldest first."""
+        with self.reaching():
+            return cast("list[str]", self.redis.zrange(keys.JOBS, 0, -1))
+
+    def active_jobs(self) -> list[str]:
+        """Return the jobs that are submitting or running."""
+        with self.reaching():
+            return sorted(cast("set[str]", self.redis.smembers(keys.ACTIVE)))
+
+    def recorded(self, job: str, first: int, count: int) -> list[Recorded]:
+        """Return the recorded chunks among ``count`` ones from ``first``, in order."""
+        chunks = list(range(first, first + count))
+        if not chunks:
+            return []
+        with self.reaching():
+            notes = cast("list[str | None]", self.redis.hmget(keys.done(job), [str(c) for c in chunks]))
+        return [_recorded(chunk, note) for chunk, note in zip(chunks, notes, strict=True) if note]
+
+    def refusals(self, job: str) -> dict[str, str]:
+        """Return which slots refused a job, and why."""
+        with self.reaching():
+            return cast("dict[str, str]", self.redis.hgetall(keys.refusals(job)))
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    @property
+    def where(self) -> str:
+        """The broker as it may be shown."""
+        return redact(self.url) if self.url else "this ledger"
+
+    def _run(self, step: str, spec: JobSpec, *args: str | float) -> Any:
+        with self.reaching():
+            return self._step(step, spec, *args)
+
+    def _run_keys(self, step: str, step_keys: list[str], *args: str | float) -> Any:
+        with self.reaching():
+            return self._steps[step](keys=step_keys, args=list(args))
+
+    def _step(self, step: str, spec: JobSpec, *args: str | float) -> Any:
+        return self._steps[step](keys=keys.step_keys(spec.job, spec.queue), args=list(args))
+
+    @contextmanager
+    def reaching(self) -> Iterator[None]:
+        """Turn connection faults into BrokerUnavailable."""
+        try:
+            yield
+        except (redis.ConnectionError, redis.TimeoutError) as exc:
+            raise BrokerUnavailable(
+                f"The broker at {self.where} does not answer ({type(exc).__name__}). Check that Redis or Valkey "
+                "runs there and that --broker names it."
+            ) from exc
+
+
+def _ms(seconds: float) -> int:
+    return int(seconds * 1000)
+
+
+def _is_job_id(job: str) -> bool:
+    return re.match(JOB_ID_PATTERN, job) is not None
+
+
+def _recorded(chunk: int, note: str) -> Recorded:
+    token, rows, failed, _truncated, _tokens, _padded, size, crc32 = map(int, note.split())
+    return Recorded(chunk, token, rows, failed, size, crc32)
+
+
+def _status(spec: JobSpec, fields: dict[str, str]) -> JobStatus:
+    def number(name: str) -> int:
+        return int(fields.get(name, "0"))
+
+    return JobStatus(
+        spec=spec,
+        state=fields["state"],
+        reason=fields.get("reason", ""),
+        is_sealed="total" in fields,
+        rows=number("rows"),
+        input_bytes=number("input_bytes"),
+        chunks=number("announced"),
+        recorded=number("recorded"),
+        rows_done=number("rows_done"),
+        failed_rows=number("failed_rows"),
+        truncated_rows=number("truncated_rows"),
+        tokens=number("tokens"),
+        padded_tokens=number("padded_tokens"),
+        dim=number("dim"),
+        weights=fields.get("weights", ""),
+        created_ms=number("created_ms"),
+        work_s=max(0, number("last_record_ms") - number("first_claim_ms")) / 1000,
+        seconds={
+            stage: float(fields.get(f"{stage}_s", "0")) for stage in ("read", "tokenise", "model", "write")
+        },
+        kept_types=json.loads(fields.get("kept_types", "{}")),
+    )

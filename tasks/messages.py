@@ -1,0 +1,196 @@
+"""What travels between the sides: model and job specs, tickets, receipts.
+
+All are frozen and validated, and refuse fields that they do not know. Nothing here holds a record's text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from tasks.errors import UsageError
+from tasks.tables import VectorDtype
+
+#: Version of the ticket and of the job spec. Nodes are upgraded before clients.
+VERSION: Literal[1] = 1
+
+#: Job ids become parts of Redis keys and store paths, so they hold nothing that could leave either.
+JOB_ID_PATTERN = r"^[a-z][a-z0-9-]{3,63}$"
+
+JobId = Annotated[str, Field(pattern=JOB_ID_PATTERN)]
+Operation = Literal["encode"]
+OnError = Literal["keep", "fail"]
+EngineName = Literal["sentence_transformer", "fake"]
+
+
+class Message(BaseModel):
+    """A frozen message without unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSpec(Message):
+    """What a worker loads, and therefore which queue it consumes.
+
+    Attributes:
+        engine: the kind of engine that loads it.
+        name: a Hugging Face id, an absolute path, ``pkg:MODULE/SUBPATH``, or the fake engine's options.
+        revision: branch, tag or commit on the hub.
+    """
+
+    engine: EngineName
+    name: Annotated[str, Field(min_length=1, max_length=1024)]
+    revision: Annotated[str, Field(max_length=256)] | None = None
+
+    @classmethod
+    def parse(cls, model: str) -> ModelSpec:
+        """Read what ``--model`` was given.
+
+        Raises:
+            UsageError: the text is none of the known forms.
+        """
+        if model == "fake" or model.startswith("fake:"):
+            return cls(engine="fake", name=model)
+        if model.startswith("pkg:"):
+            if not re.fullmatch(r"pkg:[A-Za-z_][\w.]*(/[\w.-]+)*", model):
+                raise UsageError(f"--model {model}: not of the form pkg:MODULE/SUBPATH.", model=model)
+            return cls(engine="sentence_transformer", name=model)
+        path = Path(model).expanduser()
+        if model.startswith(("/", "./", "../", "~")) or path.is_dir():
+            return cls(engine="sentence_transformer", name=str(path.resolve()))
+        match = re.fullmatch(r"([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?", model)
+        if match is None:
+            raise UsageError(
+                f"--model {model!r} is no Hugging Face id (ORG/NAME[@REVISION]), no folder and no "
+                "pkg:MODULE/SUBPATH.",
+                model=model,
+            )
+        return cls(engine="sentence_transformer", name=match[1], revision=match[2])
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.revision}" if self.revision else self.name
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hex digits that name this spec in queues: of its canonical JSON, SHA-256."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
+    def queue(self, operation: Operation) -> str:
+        """Return the name of the queue that serves this model."""
+        return f"penstock.{operation}.{self.digest}"
+
+
+class EncodeOptions(Message):
+    """What a job asks of the engine; none of it makes a worker load anything.
+
+    Attributes:
+        normalize: scale every vector to length 1, after truncation.
+        truncate_dim: keep only the first dimensions (Matryoshka models).
+        prompt: text put before each record.
+        prompt_name: name of a prompt that the model brings along.
+        max_tokens: tokens of a record that are fed at most; the model's own limit if less.
+        vector_dtype: type of the stored vector.
+    """
+
+    normalize: bool = False
+    truncate_dim: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    prompt: Annotated[str, Field(max_length=100_000)] | None = None
+    prompt_name: Annotated[str, Field(max_length=256)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    vector_dtype: VectorDtype = "float32"
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> EncodeOptions:
+        if self.prompt is not None and self.prompt_name is not None:
+            raise ValueError("give --prompt or --prompt-name, not both")
+        return self
+
+
+class JobSpec(Message):
+    """One submission, as the ledger keeps it.
+
+    Attributes:
+        job: its id.
+        model: what encodes it.
+        options: how.
+        store_id: the id object of the client's store; a worker with another store refuses the job by name.
+        key: digest of inputs, options, model and store: the same command has the same key.
+        name: what the user calls it.
+        on_error: whether a row that cannot be processed stays as an error row or fails the job.
+        keep_fields: fields carried from the records to the results.
+    """
+
+    version: Literal[1] = VERSION
+    job: JobId
+    operation: Operation = "encode"
+    model: ModelSpec
+    options: EncodeOptions
+    store_id: Annotated[str, Field(max_length=64)]
+    key: Annotated[str, Field(max_length=64)]
+    name: Annotated[str, Field(max_length=256)] = ""
+    on_error: OnError = "keep"
+    keep_fields: tuple[str, ...] = ()
+
+    @property
+    def queue(self) -> str:
+        """The queue whose workers serve this job."""
+        return self.model.queue(self.operation)
+
+
+class Ticket(Message):
+    """The Celery message for a chunk: a hint that it may be worked on, never the truth."""
+
+    version: Literal[1]
+    job: JobId
+    chunk: Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class Receipt(Message):
+    """What a finished chunk reports.
+
+    Attributes:
+        rows: rows of the chunk, those with an error included.
+        failed_rows: rows with an error.
+        truncated_rows: rows whose text was longer than the model takes.
+        tokens: tokens fed to the model.
+        padded_tokens: the same with padding: what the model computed.
+        read_s: seconds of reading the chunk input; tokenise_s, model_s, write_s likewise.
+        slot: who did it.
+        weights: content fingerprint of the slot's model.
+        dim: length of a vector.
+        size_bytes: length of the result object; crc32: its checksum.
+    """
+
+    rows: Annotated[int, Field(ge=0)]
+    failed_rows: Annotated[int, Field(ge=0)] = 0
+    truncated_rows: Annotated[int, Field(ge=0)] = 0
+    tokens: Annotated[int, Field(ge=0)] = 0
+    padded_tokens: Annotated[int, Field(ge=0)] = 0
+    read_s: float = 0.0
+    tokenise_s: float = 0.0
+    model_s: float = 0.0
+    write_s: float = 0.0
+    slot: str = ""
+    weights: str = ""
+    dim: int = 0
+    size_bytes: int = 0
+    crc32: int = 0
+
+
+def new_job_id(operation: Operation = "encode") -> str:
+    """Return a fresh random job id, such as ``encode-3f9a1c02de``."""
+    return f"{operation}-{secrets.token_hex(5)}"
+
+
+def explain(exc: Any) -> str:
+    """Put a pydantic ValidationError into one line, without the values that it refused."""
+    return "; ".join(
+        f"{'.'.join(str(part) for part in error['loc']) or 'value'}: "
+        f"{error['msg'].removeprefix('Value error, ')}"
+        for error in exc.errors()
+    )

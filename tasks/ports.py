@@ -1,0 +1,51 @@
+"""What the task bodies ask of an engine. Engines live in workers/engines and know nothing of tasks or queues."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tasks.messages import EncodeOptions
+
+
+@dataclass
+class Encoded:
+    """What an engine made of n texts, in their order.
+
+    Attributes:
+        vectors: (n, dim) float32; the rows with an error hold zeros.
+        n_tokens: (n,) tokens fed to the model, special tokens included.
+        truncated: (n,) bool: the text had more tokens than were fed.
+        errors: a sentence per row that has no vector, else None.
+        padded_tokens: tokens that went through the model, padding included.
+        tokenise_s: seconds of tokenising.
+        model_s: seconds in the model.
+    """
+
+    vectors: np.ndarray
+    n_tokens: np.ndarray
+    truncated: np.ndarray
+    errors: list[str | None] = field(default_factory=list)
+    padded_tokens: int = 0
+    tokenise_s: float = 0.0
+    model_s: float = 0.0
+
+
+class Encoder(Protocol):
+    """One loaded model on one device inside one process."""
+
+    #: Content fingerprint of the loaded weights: two slots with the same one give the same vectors.
+    weights: str
+
+    def check(self, options: EncodeOptions) -> str | None:
+        """Say in one sentence why this model cannot serve these options, or return None."""
+
+    def dim(self, options: EncodeOptions) -> int:
+        """Return the length of a vector under these options."""
+
+    def encode(self, texts: Sequence[str], options: EncodeOptions) -> Encoded:
+        """Encode texts in their order. A row that fails alone is an error row, never an exception."""

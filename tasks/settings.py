@@ -1,0 +1,115 @@
+"""Settings: defaults < penstock.yaml < PENSTOCK_* environment variables < arguments."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+from tasks.errors import UsageError
+from tasks.messages import explain
+
+#: The settings file: this one of the working folder, or the one that PENSTOCK_CONFIG names.
+CONFIG_FILE = "penstock.yaml"
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+def _default_state_dir() -> Path:
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(base) / "penstock"
+
+
+class Settings(BaseSettings):
+    """All that can be configured. Durations are seconds, sizes are bytes."""
+
+    model_config = SettingsConfigDict(env_prefix="PENSTOCK_", extra="forbid", frozen=True)
+
+    broker_url: str | None = Field(
+        None, description="Redis or Valkey of the cluster; without it, `penstock encode` runs embedded."
+    )
+    store_url: str | None = Field(
+        None,
+        description="Where chunk inputs and results live: file://, s3://, gs://, az:// or redis://. Default: the "
+        "broker's Redis for a cluster, the state folder for an embedded run.",
+    )
+    state_dir: Path = Field(
+        default_factory=_default_state_dir,
+        description="Folder of the embedded runs. Default: $XDG_STATE_HOME/penstock or ~/.local/state/penstock.",
+    )
+    chunk_rows: Annotated[int, Field(ge=1)] = Field(2000, description="Rows of a chunk at most.")
+    chunk_bytes: Annotated[int, Field(ge=1)] = Field(
+        256 * KIB, description="Bytes of text of a chunk at most; 2 MiB suits GPU workers better."
+    )
+    max_queued_chunks: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Tickets of a job in the broker at most. Default: 4 a live slot, at least 32."
+    )
+    heartbeat_s: Annotated[float, Field(gt=0)] = Field(5.0, description="How often a slot renews its lease.")
+    lease_s: Annotated[float, Field(gt=0)] = Field(
+        20.0, description="How long a slot that says nothing keeps its chunk."
+    )
+    ticket_s: Annotated[float, Field(gt=0)] = Field(
+        900.0, description="Age at which a ticket counts as lost although its queue is not empty."
+    )
+    reconcile_s: Annotated[float, Field(gt=0)] = Field(
+        2.0, description="How often nodes and waiting clients look for lost tickets and lapsed leases."
+    )
+    max_attempts: Annotated[int, Field(ge=1)] = Field(
+        3, description="Claims of a chunk without a result, after which it is finished with error rows."
+    )
+    redis_store_limit_bytes: Annotated[int, Field(ge=1)] = Field(
+        64 * MIB, description="Bytes of a job that a redis:// store takes at most, inputs and results each."
+    )
+    model: str | None = Field(None, description="Worker: the model that this node loads.")
+    devices: str = Field("auto", description="Worker: cpu, cuda (all), cuda:0,cuda:1 or auto.")
+    processes_per_device: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Worker: slots per device. Default: one a GPU; on CPU one a core, capped by memory."
+    )
+    threads_per_process: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Worker: compute threads of a slot. Default: the CPU's cores shared by its slots."
+    )
+    max_batch_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="Worker: tokens of a batch at most, padding included. Default: 1024 on CPU, 16384 on GPU.",
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments over environment over penstock.yaml."""
+        config = Path(os.environ.get("PENSTOCK_CONFIG", CONFIG_FILE))
+        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls, yaml_file=config)
+
+    @classmethod
+    def load(cls, **arguments: Any) -> Settings:
+        """Read the settings; arguments that are None do not count.
+
+        Raises:
+            UsageError: a value is wrong; the line names it and where settings come from.
+        """
+        try:
+            return cls(**{name: value for name, value in arguments.items() if value is not None})
+        except ValidationError as exc:
+            raise UsageError(
+                f"Settings: {explain(exc)}. They come from arguments, PENSTOCK_* variables and {CONFIG_FILE}."
+            ) from exc
+
+    def environment(self) -> dict[str, str]:
+        """Return these settings as PENSTOCK_* variables, for a child process."""
+        values = self.model_dump(mode="json", exclude_none=True)
+        return {f"PENSTOCK_{name.upper()}": str(value) for name, value in values.items()}

@@ -1,0 +1,247 @@
+"""The ledger's steps: one Lua script per event, each atomic in Redis.
+
+All steps take the same KEYS (tasks/keys.py) and share the prelude. The heart is ``next_tickets``: it says which
+chunks need a ticket now, first those whose ticket or lease lapsed, then fresh ones as far as the gate allows. Every
+event ends with it, so recovery and release are one mechanism. Publishing the tickets is the caller's part; if it
+dies before, the chunks stay in ``open`` and are due again later.
+
+Only commands of Redis 6.2 are used. Times are milliseconds of Redis TIME, so no host's clock matters.
+"""
+
+from __future__ import annotations
+
+_PRELUDE = """
+local job, open, leases, attempts = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local done, failed, active, queue = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+
+local function text(number) return string.format('%.0f', number) end
+local function get(field) return redis.call('HGET', job, field) end
+local function get_number(field) return tonumber(get(field) or '0') end
+local function add(field, value) redis.call('HINCRBY', job, field, value) end
+local function is_live()
+  local state = get('state')
+  return state == 'submitting' or state == 'running'
+end
+
+-- Takes tickets out of the gate: returns the chunks that need one now and notes when each ticket lapses.
+local function next_tickets()
+  local tickets = {}
+  if not is_live() then return tickets end
+  local lapse = text(now + get_number('ticket_ms'))
+  local waiting = redis.call('ZCOUNT', open, '(' .. text(now), '+inf')
+  local room = get_number('gate') - waiting
+  if room <= 0 then return tickets end
+  for _, chunk in ipairs(redis.call('ZRANGEBYSCORE', open, '-inf', text(now), 'LIMIT', 0, room)) do
+    redis.call('HDEL', leases, chunk)
+    redis.call('ZADD', open, lapse, chunk)
+    tickets[#tickets + 1] = tonumber(chunk)
+  end
+  local released, announced = get_number('released'), get_number('announced')
+  local first = released
+  while #tickets < room and released < announced do
+    redis.call('ZADD', open, lapse, text(released))
+    tickets[#tickets + 1] = released
+    released = released + 1
+  end
+  if released > first then redis.call('HSET', job, 'released', text(released)) end
+  return tickets
+end
+
+local function finish(state, reason)
+  redis.call('HSET', job, 'state', state, 'finished_ms', text(now))
+  if reason then redis.call('HSET', job, 'reason', reason) end
+  redis.call('SREM', active, get('id'))
+end
+
+local function finish_when_complete()
+  local total = get('total')
+  if total and get('state') == 'running' and get_number('recorded') == tonumber(total) then
+    finish('done')
+  end
+end
+
+local function is_mine(lease, slot) return string.match(lease, '^%d+ (.*)$') == slot end
+
+local function holds(chunk, token)
+  local lease = redis.call('HGET', leases, chunk)
+  return lease and string.match(lease, '^(%d+) ') == token
+end
+"""
+
+#: ARGV job spec gate ticket_ms: the job exists, in state submitting. Returns 1, or 0 if it was there already.
+CREATE = """
+if redis.call('EXISTS', job) == 1 then return 0 end
+redis.call('HSET', job, 'id', ARGV[1], 'spec', ARGV[2], 'state', 'submitting', 'gate', ARGV[3],
+           'ticket_ms', ARGV[4], 'created_ms', text(now))
+redis.call('SADD', active, ARGV[1])
+return 1
+"""
+
+#: ARGV chunk rows bytes: the input of this chunk is in the store. Announcing it twice changes nothing.
+#: Returns {state, ticket...}.
+ANNOUNCE = """
+local state = get('state')
+if state == 'submitting' and tonumber(ARGV[1]) == get_number('announced') then
+  add('announced', 1)
+  add('rows', ARGV[2])
+  add('input_bytes', ARGV[3])
+end
+local tickets = next_tickets()
+table.insert(tickets, 1, state or 'unknown')
+return tickets
+"""
+
+#: ARGV chunks kept_types: the corpus ended, the job has this many chunks. Returns {state, ticket...}.
+SEAL = """
+if get('state') == 'submitting' and get_number('announced') == tonumber(ARGV[1]) then
+  redis.call('HSET', job, 'state', 'running', 'total', ARGV[1], 'kept_types', ARGV[2], 'sealed_ms', text(now))
+  finish_when_complete()
+end
+local tickets = next_tickets()
+table.insert(tickets, 1, get('state') or 'unknown')
+return tickets
+"""
+
+#: ARGV chunk slot lease_ms weights: a slot asks for a chunk. A slot does one chunk at a time, so a lease that it
+#: holds already is one whose reply was lost, and is granted anew. Returns {'leased', token, attempts, spec}, or
+#: {'void', why} for a ticket that has nothing to say, or {'weights', pinned} for a slot with other weights.
+CLAIM = """
+local chunk = ARGV[1]
+if not is_live() then return {'void', get('state') or 'unknown job'} end
+local due = redis.call('ZSCORE', open, chunk)
+if not due then return {'void', 'recorded or not released'} end
+local lease = redis.call('HGET', leases, chunk)
+if lease and tonumber(due) > now and not is_mine(lease, ARGV[2]) then return {'void', 'leased'} end
+local pinned = get('weights')
+if pinned and pinned ~= ARGV[4] then return {'weights', pinned} end
+local token = redis.call('HINCRBY', job, 'fence', 1)
+local count = redis.call('HINCRBY', attempts, chunk, 1)
+redis.call('HSET', leases, chunk, text(token) .. ' ' .. ARGV[2])
+redis.call('ZADD', open, text(now + tonumber(ARGV[3])), chunk)
+redis.call('HSETNX', job, 'first_claim_ms', text(now))
+return {'leased', token, count, get('spec')}
+"""
+
+#: ARGV chunk token lease_ms: the slot is alive. Returns 1, or 0 if the lease is no longer its own.
+TOUCH = """
+if not is_live() or not holds(ARGV[1], ARGV[2]) then return 0 end
+redis.call('ZADD', open, 'XX', text(now + tonumber(ARGV[3])), ARGV[1])
+return 1
+"""
+
+#: ARGV chunk token note weights dim on_error rows failed truncated tokens padded read tokenise model write (s):
+#: a result is in the store. The first record of a chunk wins. Returns {outcome, ticket...} with outcome
+#: 'recorded', 'late' (another was first), 'weights' (other weights are pinned) or the state of a job that ended.
+RECORD = """
+local chunk, token = ARGV[1], ARGV[2]
+if not is_live() then return {get('state') or 'unknown job'} end
+if redis.call('HEXISTS', done, chunk) == 1 then return {'late'} end
+if not redis.call('ZSCORE', open, chunk) then return {'late'} end
+local pinned = get('weights')
+if pinned and pinned ~= ARGV[4] then
+  if holds(chunk, token) then
+    redis.call('HDEL', leases, chunk)
+    redis.call('ZADD', open, text(now), chunk)
+  end
+  return {'weights'}
+end
+redis.call('HSET', job, 'weights', ARGV[4], 'dim', ARGV[5], 'last_record_ms', text(now))
+redis.call('HSET', done, chunk, ARGV[3])
+redis.call('ZREM', open, chunk)
+redis.call('HDEL', leases, chunk)
+redis.call('HDEL', attempts, chunk)
+add('recorded', 1)
+for i, field in ipairs({'rows_done', 'failed_rows', 'truncated_rows', 'tokens', 'padded_tokens'}) do
+  add(field, ARGV[6 + i])
+end
+for i, field in ipairs({'read_s', 'tokenise_s', 'model_s', 'write_s'}) do
+  redis.call('HINCRBYFLOAT', job, field, ARGV[11 + i])
+end
+if ARGV[8] ~= '0' then
+  redis.call('SADD', failed, chunk)
+  if ARGV[6] == 'fail' then finish('failed', ARGV[8] .. ' rows of chunk ' .. chunk .. ' failed') end
+end
+finish_when_complete()
+local tickets = next_tickets()
+table.insert(tickets, 1, 'recorded')
+return tickets
+"""
+
+#: ARGV chunk token is_forgiven delay_ms: the lease is given up (its slot died, or hands the chunk back); the chunk
+#: may be taken again after the delay. Returns the tickets.
+FREE = """
+if holds(ARGV[1], ARGV[2]) then
+  redis.call('HDEL', leases, ARGV[1])
+  redis.call('ZADD', open, 'XX', text(now + tonumber(ARGV[4])), ARGV[1])
+  if ARGV[3] == '1' then redis.call('HINCRBY', attempts, ARGV[1], -1) end
+end
+return next_tickets()
+"""
+
+#: ARGV grace_ms: look for tickets that were lost. An empty queue while chunks are released and not leased means
+#: that their tickets are gone, save those that a node took in the last moments. Returns the tickets.
+RECONCILE = """
+if redis.call('LLEN', queue) == 0 then
+  local issued_before = now + get_number('ticket_ms') - tonumber(ARGV[1])
+  for _, chunk in ipairs(redis.call('ZRANGEBYSCORE', open, '(' .. text(now), text(issued_before))) do
+    if redis.call('HEXISTS', leases, chunk) == 0 then redis.call('ZADD', open, text(now), chunk) end
+  end
+end
+return next_tickets()
+"""
+
+#: ARGV reason: the job ends here, by will ('cancelled') or by fault ('failed'). Returns the state it has now.
+END = """
+if is_live() then
+  finish(ARGV[1], ARGV[2] ~= '' and ARGV[2] or nil)
+  if ARGV[1] == 'cancelled' then redis.call('DEL', open, leases, attempts) end
+end
+return get('state')
+"""
+
+#: Reopens what failed in a job that ended: chunks with error rows, and whatever was still open.
+#: Returns {state before, chunks with error rows, ticket...}.
+RETRY = """
+local state = get('state')
+if state ~= 'done' and state ~= 'failed' or not get('total') then return {state or 'unknown', 0} end
+local chunks = redis.call('SMEMBERS', failed)
+for _, chunk in ipairs(chunks) do
+  local note, i = redis.call('HGET', done, chunk), 0
+  for number in string.gmatch(note, '%S+') do
+    local field = ({'rows_done', 'failed_rows', 'truncated_rows', 'tokens', 'padded_tokens'})[i]
+    if field then add(field, '-' .. number) end
+    i = i + 1
+  end
+  redis.call('HDEL', done, chunk)
+  redis.call('ZADD', open, text(now), chunk)
+  add('recorded', -1)
+end
+redis.call('DEL', failed, attempts)
+redis.call('HDEL', job, 'reason', 'finished_ms')
+redis.call('HSET', job, 'state', 'running')
+redis.call('SADD', active, get('id'))
+finish_when_complete()
+local tickets = next_tickets()
+table.insert(tickets, 1, #chunks)
+table.insert(tickets, 1, state)
+return tickets
+"""
+
+#: Every step by its name, prelude included.
+STEPS = {
+    name: _PRELUDE + body
+    for name, body in {
+        "create": CREATE,
+        "announce": ANNOUNCE,
+        "seal": SEAL,
+        "claim": CLAIM,
+        "touch": TOUCH,
+        "record": RECORD,
+        "free": FREE,
+        "reconcile": RECONCILE,
+        "end": END,
+        "retry": RETRY,
+    }.items()
+}

@@ -1,0 +1,207 @@
+"""Bytes by key: where chunk inputs and results live.
+
+``file://``, ``s3://``, ``gs://`` and ``az://`` go through obstore; ``redis://`` keeps small jobs in the broker. Every
+store has a random id in an object of its own, so that a client and a worker that use different ones notice.
+"""
+
+from __future__ import annotations
+
+import secrets
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Protocol, cast
+from urllib.parse import unquote, urlsplit
+
+import obstore
+import redis
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import LocalStore, ObjectStore, from_url
+
+from tasks import broker, keys
+from tasks.errors import DamagedObject, StoreFull, StoreUnavailable, UsageError
+
+#: Schemes of object stores, and of Redis.
+OBJECT_SCHEMES = ("file", "s3", "gs", "az")
+REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+socket")
+
+#: Requests to object stores: seconds for one, seconds for a connection, and how often a fault is tried again.
+CLIENT_OPTIONS = {"timeout": "60s", "connect_timeout": "5s"}
+RETRIES = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
+
+
+class Store(Protocol):
+    """Bytes by key, written once."""
+
+    url: str
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object whole; over an older one of the same key."""
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write an object unless the key is taken. Of several writers one gets True."""
+
+    def get(self, key: str) -> bytes:
+        """Read an object. Raises DamagedObject if there is none."""
+
+    def delete(self, key: str) -> None:
+        """Remove an object; nothing happens if there is none."""
+
+
+def open_store(url: str, *, redis_limit_bytes: int = 2**63) -> Store:
+    """Open the store that a URL names.
+
+    Raises:
+        UsageError: an unknown scheme or a URL without a bucket or path.
+    """
+    parts = urlsplit(url)
+    if parts.scheme in REDIS_SCHEMES:
+        return RedisStore(broker.connect(url, decode=False), broker.redact(url), redis_limit_bytes)
+    if parts.scheme not in OBJECT_SCHEMES:
+        known = ", ".join(f"{scheme}://" for scheme in (*OBJECT_SCHEMES, "redis"))
+        raise UsageError(f"--store {broker.redact(url)}: not one of {known}.")
+    return ObjectStoreAdapter(object_store(url), url)
+
+
+def object_store(url: str) -> ObjectStore:
+    """Return obstore's client for a URL; credentials come from the environment and the usual chains.
+
+    Raises:
+        UsageError: obstore cannot make a client of it.
+    """
+    parts = urlsplit(url)
+    try:
+        if parts.scheme == "file":
+            return LocalStore(Path(unquote(parts.path)), mkdir=True)
+        options: Any = {"client_options": CLIENT_OPTIONS, "retry_config": RETRIES}
+        return cast("ObjectStore", from_url(url, **options))
+    except (BaseError, OSError, ValueError) as exc:
+        raise UsageError(f"{broker.redact(url)}: {first_line(exc)}") from exc
+
+
+def store_id(store: Store) -> str:
+    """Return the store's id, making one if it has none yet."""
+    try:
+        return store.get(keys.STORE_ID).decode()
+    except DamagedObject:
+        mine = secrets.token_hex(8)
+        return mine if store.create(keys.STORE_ID, mine.encode()) else store.get(keys.STORE_ID).decode()
+
+
+def checked(store: Store, key: str, size_bytes: int, crc32: int) -> bytes:
+    """Read an object and compare it with its recorded length and checksum.
+
+    Raises:
+        DamagedObject: it is missing or not what was recorded.
+    """
+    data = store.get(key)
+    if len(data) != size_bytes or zlib.crc32(data) != crc32:
+        raise DamagedObject(
+            f"{key} in {store.url} is damaged: {len(data)} bytes with checksum {zlib.crc32(data):08x}, recorded "
+            f"were {size_bytes} bytes with {crc32:08x}.",
+            key=key,
+        )
+    return data
+
+
+class ObjectStoreAdapter:
+    """A store in a local folder or a bucket, through obstore."""
+
+    def __init__(self, client: ObjectStore, url: str) -> None:
+        self._client = client
+        self.url = broker.redact(url)
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object whole."""
+        with self._reaching(key):
+            obstore.put(self._client, key, data)
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write an object unless the key is taken."""
+        with self._reaching(key):
+            try:
+                obstore.put(self._client, key, data, mode="create")
+            except AlreadyExistsError:
+                return False
+        return True
+
+    def get(self, key: str) -> bytes:
+        """Read an object."""
+        with self._reaching(key):
+            return bytes(obstore.get(self._client, key).bytes())
+
+    def delete(self, key: str) -> None:
+        """Remove an object."""
+        with self._reaching(key):
+            try:
+                obstore.delete(self._client, key)
+            except FileNotFoundError:
+                return
+
+    @contextmanager
+    def _reaching(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as exc:
+            raise DamagedObject(f"{key} is missing in {self.url}.", key=key) from exc
+        except (BaseError, OSError) as exc:
+            raise StoreUnavailable(f"The store {self.url} failed on {key}: {first_line(exc)}", key=key) from exc
+
+
+class RedisStore:
+    """A store in Redis, for jobs that are small next to its memory: a hash per folder, a field per object."""
+
+    def __init__(self, client: redis.Redis, url: str, limit_bytes: int) -> None:
+        self._redis = client
+        self.url = url
+        self._limit_bytes = limit_bytes
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object whole, as long as its folder stays below the limit.
+
+        Raises:
+            StoreFull: the objects beside it and this one are more than a redis:// store takes.
+        """
+        folder = keys.redis_folder(key)
+        with self._reaching():
+            held = int(cast("bytes | None", self._redis.get(keys.redis_folder_bytes(key))) or 0)
+            if held + len(data) > self._limit_bytes:
+                raise StoreFull(
+                    f"A redis:// store takes {self._limit_bytes / 2**20:.0f} MiB of inputs or results a job; this "
+                    "one needs more. Name object storage or a shared folder with --store (s3://..., file://...).",
+                    limit_bytes=self._limit_bytes,
+                )
+            if self._redis.hset(folder, key, cast("str", data)):
+                self._redis.incrby(keys.redis_folder_bytes(key), len(data))
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write an object unless the key is taken."""
+        with self._reaching():
+            return bool(self._redis.hsetnx(keys.redis_folder(key), key, cast("str", data)))
+
+    def get(self, key: str) -> bytes:
+        """Read an object."""
+        with self._reaching():
+            data = self._redis.hget(keys.redis_folder(key), key)
+        if data is None:
+            raise DamagedObject(f"{key} is missing in {self.url}.", key=key)
+        return cast("bytes", data)
+
+    def delete(self, key: str) -> None:
+        """Remove an object."""
+        with self._reaching():
+            self._redis.hdel(keys.redis_folder(key), key)
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        try:
+            yield
+        except redis.RedisError as exc:
+            raise StoreUnavailable(f"The store {self.url} failed: {first_line(exc)}") from exc
+
+
+def first_line(exc: BaseException) -> str:
+    """Return the first line of an error's text: obstore adds pages of debug source."""
+    return str(exc).strip().split("\n", 1)[0]

@@ -1,0 +1,120 @@
+"""Who works: the slots that report to the ledger, and what each one does."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, cast
+
+from tasks import keys
+
+if TYPE_CHECKING:
+    from tasks.ledger import Ledger
+
+#: Seconds after which a slot that says nothing is forgotten.
+FORGET_S = 60
+
+
+@dataclass(frozen=True)
+class SlotStatus:
+    """One slot: a process with one engine.
+
+    Attributes:
+        slot: its name, ``NODE/INDEX``.
+        node: the Celery worker that it belongs to.
+        pid: its process on ``host``.
+        device: ``cpu``, ``cuda:0``, ...
+        model: the model as people write it; ``queue`` is what it consumes.
+        state: loading, ready or failed.
+        error: why it failed.
+        claim: ``JOB CHUNK TOKEN`` of the lease that it holds, or empty.
+        chunks: chunks done since its start; ``tokens`` likewise.
+        tokens_per_s: of the last chunk.
+        seen_s: seconds since it last reported.
+    """
+
+    slot: str
+    node: str
+    host: str
+    pid: int
+    device: str
+    model: str
+    queue: str
+    store_id: str
+    state: str
+    error: str = ""
+    claim: str = ""
+    chunks: int = 0
+    tokens: int = 0
+    tokens_per_s: float = 0.0
+    seen_s: float = 0.0
+
+
+class Workforce:
+    """The slots of one broker."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def report(self, status: SlotStatus) -> None:
+        """Write what a slot is and does."""
+        fields = {name: str(value) for name, value in asdict(status).items() if name != "seen_s"}
+        with self._ledger.reaching():
+            now_ms = self._now_ms()
+            with self._ledger.redis.pipeline(transaction=False) as pipe:
+                pipe.hset(keys.slot(status.slot), mapping=fields)
+                pipe.expire(keys.slot(status.slot), FORGET_S)
+                pipe.zadd(keys.SLOTS, {status.slot: now_ms})
+                pipe.zremrangebyscore(keys.SLOTS, "-inf", now_ms - FORGET_S * 1000)
+                pipe.execute()
+
+    def forget(self, slot: str) -> None:
+        """Strike a slot off: it ended."""
+        with self._ledger.reaching(), self._ledger.redis.pipeline() as pipe:
+            pipe.delete(keys.slot(slot))
+            pipe.zrem(keys.SLOTS, slot)
+            pipe.execute()
+
+    def slots(self, *, node: str = "", queue: str = "") -> list[SlotStatus]:
+        """Return the slots that reported lately, of one node or queue if named."""
+        with self._ledger.reaching():
+            now_ms = self._now_ms()
+            seen = cast(
+                "list[tuple[str, float]]",
+                self._ledger.redis.zrange(keys.SLOTS, 0, -1, withscores=True),
+            )
+            with self._ledger.redis.pipeline(transaction=False) as pipe:
+                for slot, _ in seen:
+                    pipe.hgetall(keys.slot(slot))
+                hashes = pipe.execute()
+        found = [
+            _slot_status(fields, max(0.0, now_ms - at_ms) / 1000)
+            for (_, at_ms), fields in zip(seen, hashes, strict=True)
+            if fields
+        ]
+        return [
+            slot for slot in found if (not node or slot.node == node) and (not queue or slot.queue == queue)
+        ]
+
+    def _now_ms(self) -> int:
+        seconds, microseconds = cast("tuple[int, int]", self._ledger.redis.time())
+        return seconds * 1000 + microseconds // 1000
+
+
+def _slot_status(fields: dict[str, str], seen_s: float) -> SlotStatus:
+    return SlotStatus(
+        slot=fields["slot"],
+        node=fields["node"],
+        host=fields["host"],
+        pid=int(fields["pid"]),
+        device=fields["device"],
+        model=fields["model"],
+        queue=fields["queue"],
+        store_id=fields["store_id"],
+        state=fields["state"],
+        error=fields["error"],
+        claim=fields["claim"],
+        chunks=int(fields["chunks"]),
+        tokens=int(fields["tokens"]),
+        tokens_per_s=float(fields["tokens_per_s"]),
+        seen_s=seen_s,
+    )

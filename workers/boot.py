@@ -1,0 +1,194 @@
+"""What runs inside a node: ``celery -A tasks.app worker -I workers.boot``.
+
+In each child (slot): one engine, loaded and warmed up once, reported to the ledger. In the parent (node), which never
+imports torch: the model's queue once a slot is ready, the leases of children that died, the reconciler.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import socket
+import sys
+import traceback
+from dataclasses import replace
+from typing import Any
+
+import billiard
+from celery import bootsteps
+from celery.worker import state as worker_state
+from celery.signals import setup_logging, worker_init, worker_process_init
+
+from tasks import app as celery_app
+from tasks import broker, delivery, lifeline
+from tasks.errors import PenstockError, Transient, UsageError
+from tasks.lifeline import LIFELINE_VARIABLE
+from tasks.ledger import Ledger
+from tasks.messages import ModelSpec
+from tasks.retrying import retry_transient
+from tasks.settings import Settings
+from tasks.slot import Slot
+from tasks.store import open_store, store_id
+from tasks.workforce import SlotStatus
+from workers.batching import default_batch_tokens
+
+log = logging.getLogger(__name__)
+
+#: Exit status of a node whose slots cannot start.
+EXIT_FAILED = 1
+#: Seconds between two looks of a node at its slots.
+WATCH_S = 0.25
+
+celery_app.installed.has_engine = True
+
+
+@setup_logging.connect
+def log_to_stderr(**_: Any) -> None:
+    """Log our own and Celery's warnings to stderr, one line each."""
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    for name in ("tasks", "workers"):
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
+def model_spec(settings: Settings) -> ModelSpec:
+    """Return the model of this node.
+
+    Raises:
+        UsageError: none is set.
+    """
+    if settings.model is None:
+        raise UsageError("This node has no model: use `penstock worker --model MODEL` or set PENSTOCK_MODEL.")
+    return ModelSpec.parse(settings.model)
+
+
+def broker_url(settings: Settings) -> str:
+    """Return the broker of this node."""
+    return settings.broker_url or celery_app.DEFAULT_BROKER_URL
+
+
+@worker_process_init.connect
+def start_slot(sender: str | None = None, **_: Any) -> None:
+    """Load the engine of this child. If that fails, say so and wait for the node to end it.
+
+    A child that died here would be replaced at once and fail again, for ever.
+    """
+    log_to_stderr()
+    lifeline.hang_on_parent()
+    settings = Settings.load()
+    spec = model_spec(settings)
+    url = broker_url(settings)
+    ledger = Ledger(broker.connect(url), url)
+    retry_transient(ledger.ping, for_s=math.inf)
+    node = sender or "node"
+    status = SlotStatus(
+        slot=f"{node}/{billiard.current_process().index}",
+        node=node,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        device=os.environ.get("PENSTOCK_SHOWN_DEVICE", "cpu"),
+        model=str(spec),
+        queue=spec.queue("encode"),
+        store_id="",
+        state="loading",
+    )
+    try:
+        celery_app.installed.slot = _load(settings, spec, ledger, status)
+    except Exception as exc:
+        if not isinstance(exc, PenstockError):
+            traceback.print_exc()
+        log.error("Slot failed to start: %s", exc, extra={"action": "start"})  # noqa: TRY400 - shown above
+        ledger.workforce.report(replace(status, state="failed", error=str(exc) or repr(exc)))
+
+
+def _load(settings: Settings, spec: ModelSpec, ledger: Ledger, status: SlotStatus) -> Slot:
+    ledger.workforce.report(status)
+    store = open_store(
+        settings.store_url or broker_url(settings), redis_limit_bytes=settings.redis_store_limit_bytes
+    )
+    ready = replace(status, state="ready", store_id=store_id(store))
+    device = "cpu" if status.device == "cpu" else "cuda"
+    budget = settings.max_batch_tokens or default_batch_tokens(device)
+    # Last, because it takes longest; imported here, because the parent must not import torch.
+    from workers.engines import load_encoder
+
+    encoder = load_encoder(spec, device, budget)
+    app = delivery.make_app(broker_url(settings))
+    slot = Slot(ready, settings, ledger, store, app, encoder)
+    slot.report()
+    slot.start_pulse()
+    log.info("Slot %s ready: %s on %s", ready.slot, ready.model, ready.device, extra={"action": "ready"})
+    return slot
+
+
+class Watch(bootsteps.StartStopStep):  # type: ignore[misc]
+    """The node's part: opens the queue when a slot is ready, frees the leases of dead children, reconciles."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def __init__(self, consumer: Any, **options: Any) -> None:
+        super().__init__(consumer, **options)
+        self._settings = Settings.load()
+        self._queue = model_spec(self._settings).queue("encode")
+        url = broker_url(self._settings)
+        self._ledger = Ledger(broker.connect(url), url)
+        self._app = delivery.make_app(url)
+        self._timer: Any = None
+
+    def start(self, consumer: Any) -> None:
+        """Begin to look, in the node's own loop."""
+        self._timer = consumer.timer.call_repeatedly(WATCH_S, self._look, (consumer,))
+
+    def stop(self, consumer: Any) -> None:  # noqa: ARG002 - Celery's signature
+        """Stop looking."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self, consumer: Any) -> None:
+        try:
+            slots = self._ledger.workforce.slots(node=consumer.hostname)
+            self._open_queue(consumer, slots)
+            self._bury(consumer, slots)
+            self._reconcile(consumer.hostname)
+        except Transient as exc:
+            log.warning("Node could not look after its slots: %s", exc, extra={"action": "watch"})
+
+    def _open_queue(self, consumer: Any, slots: list[SlotStatus]) -> None:
+        for slot in slots:
+            if slot.state == "failed":
+                log.error("Node ends, its slot %s failed: %s", slot.slot, slot.error, extra={"action": "end"})
+                worker_state.should_terminate = EXIT_FAILED
+                return
+        if any(slot.state == "ready" for slot in slots):
+            consumer.add_task_queue(self._queue)
+
+    def _bury(self, consumer: Any, slots: list[SlotStatus]) -> None:
+        """Free what a dead child held, so that nobody waits for its lease to lapse."""
+        alive = set(consumer.pool.info.get("processes", ()))
+        for slot in slots:
+            if slot.pid in alive or slot.state == "failed":
+                continue
+            log.warning("Slot %s died (pid %d)", slot.slot, slot.pid, extra={"action": "bury"})
+            freed = self._ledger.bury(slot)
+            if freed:
+                delivery.publish(self._app, *freed)
+
+    def _reconcile(self, who: str) -> None:
+        if not self._ledger.may_reconcile(who, self._settings.reconcile_s):
+            return
+        for job in self._ledger.active_jobs():
+            spec = self._ledger.spec(job)
+            delivery.publish(self._app, spec, self._ledger.reconcile(spec))
+
+
+celery_app.app.steps["consumer"].add(Watch)
+
+
+@worker_init.connect
+def hang_on_launcher(**_: Any) -> None:
+    """End this node with whoever started it, if that one asks for it. Its slots hang on the node."""
+    if os.environ.get(LIFELINE_VARIABLE):
+        lifeline.hang_on_stdin(lambda: os.kill(os.getpid(), signal.SIGKILL))

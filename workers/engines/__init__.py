@@ -1,0 +1,21 @@
+"""Engines: each module holds one way to load and run models, and satisfies ``tasks.ports``."""
+
+from __future__ import annotations
+
+from tasks.messages import ModelSpec
+from tasks.ports import Encoder
+
+
+def load_encoder(spec: ModelSpec, device: str, max_batch_tokens: int) -> Encoder:
+    """Load the model onto the device. Only the engine that is needed is imported.
+
+    Raises:
+        ModelNotFound: its files are not there or cannot be read.
+    """
+    if spec.engine == "fake":
+        from workers.engines.fake import FakeEncoder
+
+        return FakeEncoder(spec.name, max_batch_tokens)
+    from workers.engines.sentence_transformer import SentenceTransformerEncoder
+
+    return SentenceTransformerEncoder(spec, device, max_batch_tokens)

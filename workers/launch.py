@@ -1,0 +1,120 @@
+"""Start the nodes of this machine: ``python -m workers.launch``, configured by PENSTOCK_* variables.
+
+With one device this process becomes that node. With several it starts one node per device, starts again what dies,
+and ends when a node cannot start at all.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+
+from tasks import broker
+from tasks.app import DEFAULT_BROKER_URL
+from tasks.errors import PenstockError
+from tasks.lifeline import LIFELINE_VARIABLE
+from tasks.settings import Settings
+from workers.boot import EXIT_FAILED, model_spec
+from workers.planning import NodePlan, plan_nodes
+
+#: Seconds between two looks at the nodes.
+POLL_S = 0.5
+#: Seconds before a node that died is started again; doubled each time, up to a minute.
+RESTART_S = 1.0
+LONGEST_RESTART_S = 60.0
+
+
+def main() -> int:
+    """Plan and start the nodes. Returns the exit status, or never if this process becomes the node."""
+    try:
+        settings = Settings.load()
+        spec = model_spec(settings)
+        plans = plan_nodes(settings, spec)
+    except PenstockError as exc:
+        print(f"penstock worker: {exc}", file=sys.stderr)  # noqa: T201 - what a person sees
+        return exc.exit_code
+    url = broker.redact(settings.broker_url or DEFAULT_BROKER_URL)
+    for plan in plans:
+        slots = f"{plan.slots} slot{'s' * (plan.slots > 1)} x {plan.threads} thread{'s' * (plan.threads > 1)}"
+        print(f"penstock worker: {spec} on {plan.device}, {slots}, broker {url}", file=sys.stderr)  # noqa: T201
+    sys.stderr.flush()
+    if len(plans) == 1:
+        arguments = _command(plans[0])
+        os.execve(arguments[0], arguments, {**os.environ, **plans[0].environment()})  # noqa: S606
+    return _supervise(plans)
+
+
+def _command(plan: NodePlan) -> list[str]:
+    name = f"{plan.device.replace(':', '')}-{secrets.token_hex(3)}@%h"
+    return [
+        *(sys.executable, "-P", "-m", "celery", "--quiet", "-A", "tasks.app", "worker", "-I", "workers.boot"),
+        *("--pool", "prefork", "--concurrency", str(plan.slots), "--hostname", name),
+        *("--loglevel", "WARNING", "--without-gossip", "--without-mingle"),
+    ]
+
+
+class _Child:
+    """A node under supervision."""
+
+    def __init__(self, plan: NodePlan) -> None:
+        self.plan = plan
+        self.pause_s = RESTART_S
+        self.start()
+
+    def start(self) -> None:
+        environment = {**os.environ, **self.plan.environment(), LIFELINE_VARIABLE: "1"}
+        self.process = subprocess.Popen(_command(self.plan), env=environment, stdin=subprocess.PIPE)
+        self.restart_at = 0.0
+
+    def look_after(self) -> None:
+        if self.process.poll() is None:
+            return
+        now = time.monotonic()
+        if not self.restart_at:
+            print(  # noqa: T201
+                f"penstock worker: the node on {self.plan.device} ended with status {self.process.returncode}; "
+                f"starting it again in {self.pause_s:.0f} s",
+                file=sys.stderr,
+            )
+            self.restart_at = now + self.pause_s
+            self.pause_s = min(2 * self.pause_s, LONGEST_RESTART_S)
+        elif now >= self.restart_at:
+            self.start()
+
+
+def _supervise(plans: list[NodePlan]) -> int:
+    children = [_Child(plan) for plan in plans]
+    is_stopping = False
+
+    def stop(*_: object) -> None:
+        nonlocal is_stopping
+        is_stopping = True
+        for child in children:
+            if child.process.poll() is None:
+                child.process.terminate()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    while not is_stopping:
+        if any(child.process.poll() == EXIT_FAILED for child in children):
+            stop()
+            _wait(children)
+            return EXIT_FAILED
+        for child in children:
+            child.look_after()
+        time.sleep(POLL_S)
+    _wait(children)
+    return 0
+
+
+def _wait(children: list[_Child]) -> None:
+    for child in children:
+        child.process.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

