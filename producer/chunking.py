@@ -100,11 +100,12 @@ class KeptTypes:
     """
 
     def __init__(self, fields: Sequence[str]) -> None:
-        self._kinds: dict[str, set[str]] = {name: set() for name in fields}
+        self._fields = tuple(fields)
+        self._kinds: list[set[str]] = [set() for _ in fields]
 
     def add(self, kept: Sequence[Any]) -> None:
         """Note the values of one row, in the order of the fields."""
-        for kinds, value in zip(self._kinds.values(), kept, strict=True):
+        for kinds, value in zip(self._kinds, kept, strict=True):
             if value is not None:
                 kinds.add(_kind_of(value))
 
@@ -116,7 +117,8 @@ class KeptTypes:
 
     def resolve(self) -> dict[str, KeptType]:
         """Return the type of every field: json where values are mixed, nested, or ints beyond int64."""
-        return {name: _TYPES.get(frozenset(kinds), "json") for name, kinds in self._kinds.items()}
+        types = [_TYPES.get(frozenset(kinds), "json") for kinds in self._kinds]
+        return dict(zip(self._fields, types, strict=True))
 
 
 def _kind_of(value: Any) -> str:

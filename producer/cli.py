@@ -24,9 +24,9 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        from producer.commands import encode, jobs, worker
+        from producer.commands import doctor, encode, jobs, worker
 
-        for module in (encode, worker, jobs):
+        for module in (encode, worker, jobs, doctor):
             module.register(app)
         app(args=arguments, prog_name="penstock")
     except PenstockError as exc:

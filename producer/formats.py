@@ -6,6 +6,7 @@ that is not UTF-8 is reported with the line it stands in. Only one record is in 
 
 from __future__ import annotations
 
+import codecs
 import csv
 import itertools
 import json
@@ -15,9 +16,6 @@ from typing import Any, NoReturn
 from producer.rows import Fields, Flaw, Row, kind_of, quote
 from producer.sources import Source
 from tasks.errors import BadInput
-
-#: What Windows programs put before UTF-8.
-_BOM = b"\xef\xbb\xbf"
 
 #: Characters of one csv field; past this a quote is missing and the rest of the file would be one field.
 _MAX_FIELD_CHARS = 2**28
@@ -84,7 +82,7 @@ def _records(source: Source) -> Iterator[tuple[int, list[str]]]:
             number = records.line_num + 1
     except csv.Error as exc:
         reason = str(exc).partition(" - ")[0]
-        remedy = "a cell with quotes is quoted and its quotes are doubled"
+        remedy = "a cell with quotes or line breaks stands in quotes, and its own quotes are doubled"
         raise source.flaw(f"not valid {source.format} ({reason}); {remedy}", f"line {number}") from exc
 
 
@@ -99,7 +97,7 @@ def _check_header(source: Source, fields: Fields, header: list[str]) -> None:
 def _lines(source: Source) -> Iterator[str]:
     """Yield decoded lines with their line feeds, without a byte order mark at the start."""
     with source.open() as stream:
-        first = stream.readline().removeprefix(_BOM)
+        first = stream.readline().removeprefix(codecs.BOM_UTF8)
         for number, line in enumerate(itertools.chain([first] if first else [], stream), 1):
             try:
                 text = line.decode()

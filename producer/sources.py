@@ -87,7 +87,7 @@ class Source:
         """Say why the bytes cannot be read, after an exception of the system or of a decoder."""
         if isinstance(exc, OSError) and exc.strerror:
             return self.flaw(f"cannot be read ({exc.strerror})")
-        reason = str(exc).partition("\n")[0].rstrip(".")
+        reason = "".join(filter(str.isprintable, str(exc).partition("\n")[0])).rstrip(".")
         return self.flaw(f"broken {self.compression or self.format} data ({reason}); copy or write it again")
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import sys
 from typing import Any, cast
 
 #: Bytes that may be blank at the start before the input is taken for lines of text.
 _MAX_BLANK_BYTES = 2**20
-
-_BOM = b"\xef\xbb\xbf"
 
 
 class Stdin(io.RawIOBase):
@@ -24,7 +23,8 @@ class Stdin(io.RawIOBase):
         while more and len(self._head) < _MAX_BLANK_BYTES and not self._head.strip():
             more = stdin.read1(2**16)
             self._head += more
-        return "jsonl" if self._head.removeprefix(_BOM).lstrip().startswith(b"{") else "txt"
+        text = self._head.removeprefix(codecs.BOM_UTF8).lstrip()
+        return "jsonl" if text.startswith(b"{") else "txt"
 
     def readable(self) -> bool:
         """Tell io that this can be read."""

