@@ -8,17 +8,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from producer.rows import Row
-
-KeptType = Literal["int64", "float64", "bool", "string", "json"]
 
 #: Ints that fit into int64.
 _INT64 = range(-(2**63), 2**63)
 
 #: The kinds of a column that is not null everywhere -> its type; whatever is not here is json.
-_TYPES: dict[frozenset[str], KeptType] = {
+_TYPES: dict[frozenset[str], str] = {
     frozenset(): "string",
     frozenset({"str"}): "string",
     frozenset({"bool"}): "bool",
@@ -115,8 +113,11 @@ class KeptTypes:
             self.add(row.kept or ())
             yield row
 
-    def resolve(self) -> dict[str, KeptType]:
-        """Return the type of every field: json where values are mixed, nested, or ints beyond int64."""
+    def resolve(self) -> dict[str, str]:
+        """Return int64, float64, bool, string or json for every field.
+
+        It is json where values are mixed, nested, or ints beyond int64, and string where all are null.
+        """
         types = [_TYPES.get(frozenset(kinds), "json") for kinds in self._kinds]
         return dict(zip(self._fields, types, strict=True))
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
@@ -17,8 +19,8 @@ from producer.runs import Run
 from producer.sources import expand
 from producer.submission import submission_key, submit
 from producer.writers import check_kept
-from tasks import broker, delivery
-from tasks.errors import StoreMismatch, UsageError
+from tasks import broker, delivery, weights
+from tasks.errors import Permanent, StoreMismatch, UsageError
 from tasks.ledger import Ledger
 from tasks.messages import EncodeOptions, JobSpec, ModelSpec, OnError, new_job_id
 from tasks.settings import Settings
@@ -27,6 +29,11 @@ from tasks.workforce import SlotStatus
 
 #: What `Client.encode` takes: paths, globs and URLs, or the records themselves.
 Corpus = str | Path | Sequence[str | Path] | Iterable[str | Mapping[str, Any] | tuple[Any, str]]
+
+
+#: Rows and characters that are read before a job is submitted.
+AHEAD_ROWS = 2000
+AHEAD_CHARS = 1_000_000
 
 
 class FieldNames(TypedDict):
@@ -130,9 +137,17 @@ class Client:
                 self.run.remove()
 
     def start_workers(self, model: str, workers: int | None = None) -> None:
-        """Start the local workers of an embedded client, unless another process runs them already."""
+        """Start the local workers of an embedded client, unless another process runs them already.
+
+        Raises:
+            UsageError: the model is not there, or torch is missing.
+        """
         if self.run is None or self._server is None or not self._server.is_owner or self._workers is not None:
             return
+        spec = ModelSpec.parse(model)
+        weights.locate(spec)
+        if spec.engine != "fake" and importlib.util.find_spec("torch") is None:
+            raise UsageError("This machine has no torch for local workers: pip install 'penstock[worker]'.")
         # Slots that are noted here died with the last owner of this run: nobody waits for their leases to lapse.
         for slot in self.ledger.workforce.slots():
             self.ledger.bury(slot)
@@ -228,14 +243,18 @@ class Client:
             chunk_bytes=self.settings.chunk_bytes,
             keeps=bool(spec.keep_fields),
         )
-        submit(
-            spec,
-            chunks,
-            kept.resolve,
-            office=(self.ledger, self.store, self.app),
-            settings=self.settings,
-            on_chunk=on_chunk,
-        )
+        try:
+            submit(
+                spec,
+                chunks,
+                kept.resolve,
+                office=(self.ledger, self.store, self.app),
+                settings=self.settings,
+                on_chunk=on_chunk,
+            )
+        except Permanent:
+            self.note_collected(spec.job)  # there is nothing to come back to
+            raise
         return Job(self, spec)
 
     def job(self, job: str) -> Job:
@@ -251,7 +270,7 @@ class Client:
         return [self.job(job) for job in self.ledger.jobs()]
 
     def note_collected(self, job: str) -> None:
-        """Note that a job's results were read: its state folder may go."""
+        """Note that a job's results were read, or never will be: its state folder may go."""
         self._uncollected.discard(job)
 
     def keep(self) -> None:
@@ -310,4 +329,16 @@ def read_files(inputs: Sequence[str], **fields: Unpack[FieldNames]) -> tuple[Ite
     sources = expand(inputs)
     identities = [source.identity() for source in sources]
     key = secrets.token_hex(16) if None in identities else submission_key(identities, **fields)
-    return read_rows(sources, **fields), key
+    return read_ahead(read_rows(sources, **fields)), key
+
+
+def read_ahead(rows: Iterator[Row]) -> Iterator[Row]:
+    """Read the first rows at once, so that what is wrong with them is known before anything is started."""
+    first, n_chars = [], 0
+    while len(first) < AHEAD_ROWS and n_chars < AHEAD_CHARS:
+        row = next(rows, None)
+        if row is None:
+            break
+        first.append(row)
+        n_chars += len(row.text)
+    return itertools.chain(first, rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 from producer.chunking import cut_chunks
 from producer.rows import Row
+from tasks import weights
+from tasks.errors import ModelNotFound
 from tasks.messages import EncodeOptions, ModelSpec
 from tasks.settings import Settings
 
@@ -41,16 +42,9 @@ def estimate(rows: Iterable[Row], settings: Settings, how: EncodeOptions) -> dic
 
 def _dim_of(model: str) -> int | None:
     """Return the vector length that a local model's configuration states, or None."""
-    name = ModelSpec.parse(model).name
-    if name.startswith("pkg:"):
-        module, _, subpath = name.removeprefix("pkg:").partition("/")
-        found = importlib.util.find_spec(module)
-        places = list(found.submodule_search_locations or []) if found else []
-        folder = Path(places[0]) / subpath if places else Path()
-    else:
-        folder = Path(name)
     try:
+        folder = Path(weights.locate(ModelSpec.parse(model)))
         dim = json.loads((folder / "config.json").read_text()).get("hidden_size")
-    except (OSError, ValueError):
+    except (OSError, ValueError, ModelNotFound):
         return None
     return dim if isinstance(dim, int) else None

@@ -89,7 +89,7 @@ def _records(source: Source) -> Iterator[tuple[int, list[str]]]:
 def _check_header(source: Source, fields: Fields, header: list[str]) -> None:
     if fields.text not in header:
         raise source.flaw(fields.missing("the header", header))
-    for name in {fields.text, fields.id_name, *fields.kept}:
+    for name in fields.used:
         if header.count(name) > 1:
             raise source.flaw(f"the header has {quote(name)} twice; rename one")
 

@@ -79,7 +79,7 @@ class Job:
             self._check_refusals(slots)
             self._reconcile()
             waited_s = time.monotonic() - started
-            if not slots and waited_s > LONELY_S:
+            if not slots and waited_s > LONELY_S and not self._client.is_embedded:
                 shown.say_once(f"No live worker serves {self.spec.model}. {self._client.how_to_start(self.spec)}")
             if timeout_s is not None and waited_s > timeout_s:
                 raise TimeoutError(f"Job {self.id} is not over after {timeout_s:g} s.")

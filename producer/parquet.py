@@ -29,8 +29,9 @@ def read_parquet(source: Source, fields: Fields) -> Iterator[Row]:
     try:
         with source.opener() as stored:
             if not stored.seekable():
+                remedy = "download or save it and name the file"
                 raise source.flaw(
-                    "this server sends no ranges, which parquet needs; download it and name the file"
+                    f"parquet is read from its end, and this comes from the start only; {remedy}"
                 )
             file = pq.ParquetFile(stored, buffer_size=_COLUMN_BUFFER_BYTES, pre_buffer=False)
             names = _used_columns(source, fields, file.schema_arrow)
@@ -44,8 +45,7 @@ def read_parquet(source: Source, fields: Fields) -> Iterator[Row]:
 def _used_columns(source: Source, fields: Fields, schema: pa.Schema) -> list[str]:
     if fields.text not in schema.names:
         raise source.flaw(fields.missing("the file", schema.names))
-    used = list(dict.fromkeys([fields.text, fields.id_name, *fields.kept]))
-    for name in used:
+    for name in fields.used:
         if schema.names.count(name) > 1:
             raise source.flaw(f"the file has column {quote(name)} twice; rename one")
     type_ = schema.field(fields.text).type
@@ -53,7 +53,7 @@ def _used_columns(source: Source, fields: Fields, schema: pa.Schema) -> list[str
         texts = list_names(column.name for column in schema if _is_text(column.type)) or "none"
         reason = f"column {quote(fields.text)} is of type {type_}, not string"
         raise source.flaw(f"{reason}; string columns: {texts}; name one with {fields.option}")
-    return [name for name in used if name in schema.names]
+    return [name for name in fields.used if name in schema.names]
 
 
 def _is_text(type_: pa.DataType) -> bool:

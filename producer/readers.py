@@ -39,7 +39,7 @@ def read_rows(
             (numbered from 0) parquet row, and for a source without records.
         StoreUnavailable: a server stopped answering.
     """
-    fields = Fields(text_field, id_field, tuple(keep_fields))
+    fields = Fields(text_field, id_field or "id", tuple(keep_fields))
     for source in sources:
         if fields.kept and source.format == "txt":
             raise source.flaw(
@@ -69,7 +69,7 @@ def read_items(
     """
     if isinstance(items, str | bytes):
         raise BadInput("one string is not a corpus; pass a list of strings")
-    return _rows_of_items(items, Fields(text_field, id_field, tuple(keep_fields), option="text_field"))
+    return _rows_of_items(items, Fields(text_field, id_field or "id", tuple(keep_fields), "text_field"))
 
 
 def _rows_of(source: Source, fields: Fields) -> Iterator[Row]:

@@ -117,7 +117,7 @@ class _RowGroups:
 @contextmanager
 def jsonl(file: IO[bytes], info: ResultInfo) -> Iterator[Append]:
     """Write an object a row, in lines."""
-    yield lambda table: [file.writelines(_json_lines(piece, info)) for piece in cut([table], JSONL_ROWS)]
+    yield lambda table: [file.write(_json_lines(piece, info)) for piece in cut([table], JSONL_ROWS)]
 
 
 @contextmanager
@@ -156,13 +156,15 @@ def json_line(values: dict[str, Any]) -> bytes:
     return f"{_to_json(values)}\n".encode()
 
 
-def _json_lines(table: pa.Table, info: ResultInfo) -> Iterator[bytes]:
+def _json_lines(table: pa.Table, info: ResultInfo) -> bytes:
     heads = table.select(["row", "id"]).to_pylist()
     tails = table.select(["n_tokens", "truncated", "error"]).to_pylist()
     kept = kept_values(table, info)
+    lines = []
     for index, (head, vector, tail) in enumerate(zip(heads, _vector_texts(table), tails, strict=True)):
         tail.update((name, values[index]) for name, values in kept.items())
-        yield f'{_to_json(head)[:-1]}, "vector": {vector}, '.encode() + json_line(tail)[1:]
+        lines.append(f'{_to_json(head)[:-1]}, "vector": {vector}, {_to_json(tail)[1:]}\n')
+    return "".join(lines).encode()
 
 
 def _vector_texts(table: pa.Table) -> list[str]:

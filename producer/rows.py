@@ -56,20 +56,20 @@ class Fields:
 
     Attributes:
         text: the field with the text.
-        id: the field with the id, None for ``id``; a record may lack it.
+        id: the field with the id; a record may lack it.
         kept: the fields that travel along, null where a record lacks them.
         option: what a person sets to name the text field.
     """
 
     text: str = "text"
-    id: str | None = None
+    id: str = "id"
     kept: tuple[str, ...] = ()
     option: str = "--text-field"
 
     @property
-    def id_name(self) -> str:
-        """The field with the id."""
-        return self.id or "id"
+    def used(self) -> list[str]:
+        """All of them, each once."""
+        return list(dict.fromkeys([self.text, self.id, *self.kept]))
 
     def row_of(self, record: Mapping[str, Any]) -> Row:
         """Pick the row out of a record.
@@ -81,7 +81,7 @@ class Fields:
         if not isinstance(text, str):
             raise Flaw(self._text_flaw(record))
         kept = tuple([self._value(record, name) for name in self.kept]) if self.kept else None
-        return Row(id_of(self._value(record, self.id_name), self.id_name), encodable(text, self.text), kept)
+        return Row(id_of(self._value(record, self.id), self.id), encodable(text, self.text), kept)
 
     def missing(self, holder: str, names: Iterable[str], what: str = "no field") -> Flaw:
         """Say that the text is not there, and what is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import redis
@@ -20,6 +21,8 @@ HEALTH_CHECK_S = 10
 RETRIES = 3
 
 _SCHEMES = {"redis", "rediss", "unix", "redis+socket"}
+#: Schemes whose paths may hold an ``@``, as their URLs hold no password.
+_NO_PASSWORDS = {"file", "s3", "gs", "az"}
 
 
 def check_url(url: str) -> str:
@@ -28,7 +31,13 @@ def check_url(url: str) -> str:
     Raises:
         UsageError: another scheme, or no host or path.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as exc:
+        raise UsageError(
+            f"--broker {redact(url)}: no URL. In a password, write /, ?, # and @ as %2F, %3F, %23 and %40."
+        ) from exc
     if parts.scheme not in _SCHEMES:
         raise UsageError(
             f"--broker {redact(url)}: penstock needs Redis or Valkey: redis://HOST:PORT/DB, rediss://... or "
@@ -40,10 +49,20 @@ def check_url(url: str) -> str:
 
 
 def redact(url: str) -> str:
-    """Return the URL without user, password and other secrets of its query."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{'***@' if '@' in parts.netloc else ''}{host}{parts.path}"
+    """Return the URL without user, password and query. Takes any text.
+
+    An ``@`` behind the host says that a ``/``, ``?`` or ``#`` in the password may have ended the host too early;
+    then only the scheme is shown.
+    """
+    scheme, mark, rest = url.partition("://")
+    if not mark:
+        return "***" if "@" in url else url
+    netloc = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    tail = rest.removeprefix(netloc)
+    if netloc and "@" in tail and scheme not in _NO_PASSWORDS:
+        return f"{scheme}://***"
+    secret, at, host = netloc.rpartition("@")
+    return f"{scheme}://{'***' if secret else ''}{at}{host}{re.split('[?#]', tail, maxsplit=1)[0]}"
 
 
 def redis_url(url: str) -> str:

@@ -51,7 +51,7 @@ def run_chunk(slot: Slot, ticket: Ticket) -> str:
         slot.ledger.refuse(answer.spec, slot.status.slot, reason)
         _give_back(slot, answer, forgive=True)
         return "refused"
-    with slot.holding(answer):
+    with slot.pulse.holding(answer):
         return _work(slot, answer)
 
 
@@ -126,7 +126,7 @@ def _produce(slot: Slot, lease: Lease) -> Receipt | None:
         encoded = _given_up(slot, lease, inputs.num_rows)
     else:
         encoded = slot.encoder.encode(inputs["text"].to_pylist(), lease.spec.options)
-    if slot.has_lost_lease:
+    if slot.pulse.has_lost_lease:
         return None
     started = time.perf_counter()
     receipt = _receipt(slot, encoded, read_s)

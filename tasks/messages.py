@@ -11,7 +11,7 @@ import secrets
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tasks.errors import UsageError
 from tasks.tables import VectorDtype
@@ -54,6 +54,14 @@ class ModelSpec(Message):
         Raises:
             UsageError: the text is none of the known forms.
         """
+        try:
+            return cls._parse(model)
+        except (OSError, RuntimeError, ValueError) as exc:  # too long for a path, or no such user's home
+            reason = explain(exc) if isinstance(exc, ValidationError) else "no usable path"
+            raise UsageError(f"--model {model[:80]!r} names no model: {reason}.", model=model) from exc
+
+    @classmethod
+    def _parse(cls, model: str) -> ModelSpec:
         if model == "fake" or model.startswith("fake:"):
             return cls(engine="fake", name=model)
         if model.startswith("pkg:"):
@@ -61,7 +69,7 @@ class ModelSpec(Message):
                 raise UsageError(f"--model {model}: not of the form pkg:MODULE/SUBPATH.", model=model)
             return cls(engine="sentence_transformer", name=model)
         path = Path(model).expanduser()
-        if model.startswith(("/", "./", "../", "~")) or path.is_dir():
+        if model.startswith(("/", "./", "../", "~")) or (model and path.is_dir()):
             return cls(engine="sentence_transformer", name=str(path.resolve()))
         match = re.fullmatch(r"([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?", model)
         if match is None:

@@ -13,6 +13,7 @@ from pydantic_settings import (
     SettingsConfigDict,
     YamlConfigSettingsSource,
 )
+from yaml import YAMLError
 
 from tasks.errors import UsageError
 from tasks.messages import explain
@@ -102,11 +103,20 @@ class Settings(BaseSettings):
         Raises:
             UsageError: a value is wrong; the line names it and where settings come from.
         """
+        named = os.environ.get("PENSTOCK_CONFIG")
+        if named and not Path(named).is_file():
+            raise UsageError(f"PENSTOCK_CONFIG={named}: no such file.")
         try:
             return cls(**{name: value for name, value in arguments.items() if value is not None})
         except ValidationError as exc:
             raise UsageError(
                 f"Settings: {explain(exc)}. They come from arguments, PENSTOCK_* variables and {CONFIG_FILE}."
+            ) from exc
+        except (YAMLError, TypeError, ValueError) as exc:
+            mark = getattr(exc, "problem_mark", None)
+            where = f" (line {mark.line + 1})" if mark else ""
+            raise UsageError(
+                f"{named or CONFIG_FILE}: not a YAML file with one `setting: value` a line{where}."
             ) from exc
 
     def environment(self) -> dict[str, str]:

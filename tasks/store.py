@@ -56,10 +56,10 @@ def open_store(url: str, *, redis_limit_bytes: int = 2**63) -> Store:
     Raises:
         UsageError: an unknown scheme or a URL without a bucket or path.
     """
-    parts = urlsplit(url)
-    if parts.scheme in REDIS_SCHEMES:
+    scheme = url.partition("://")[0]
+    if scheme in REDIS_SCHEMES:
         return RedisStore(broker.connect(url, decode=False), broker.redact(url), redis_limit_bytes)
-    if parts.scheme not in OBJECT_SCHEMES:
+    if scheme not in OBJECT_SCHEMES:
         known = ", ".join(f"{scheme}://" for scheme in (*OBJECT_SCHEMES, "redis"))
         raise UsageError(f"--store {broker.redact(url)}: not one of {known}.")
     return ObjectStoreAdapter(object_store(url), url)
@@ -74,6 +74,8 @@ def object_store(url: str) -> ObjectStore:
     parts = urlsplit(url)
     try:
         if parts.scheme == "file":
+            if parts.netloc not in {"", "localhost"} or not parts.path:
+                raise UsageError(f"{url}: a folder is named as file:///PATH, with three slashes.")
             return LocalStore(Path(unquote(parts.path)), mkdir=True)
         options: Any = {"client_options": CLIENT_OPTIONS, "retry_config": RETRIES}
         return cast("ObjectStore", from_url(url, **options))

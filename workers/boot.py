@@ -13,7 +13,6 @@ import signal
 import socket
 import sys
 import traceback
-from dataclasses import replace
 from typing import Any
 
 import billiard
@@ -27,6 +26,7 @@ from tasks.errors import PenstockError, Transient, UsageError
 from tasks.lifeline import LIFELINE_VARIABLE
 from tasks.ledger import Ledger
 from tasks.messages import ModelSpec
+from tasks.pulse import Pulse
 from tasks.retrying import retry_transient
 from tasks.settings import Settings
 from tasks.slot import Slot
@@ -95,33 +95,32 @@ def start_slot(sender: str | None = None, **_: Any) -> None:
         store_id="",
         state="loading",
     )
+    pulse = Pulse(ledger, settings, status)
+    pulse.start()
     try:
-        celery_app.installed.slot = _load(settings, spec, ledger, status)
+        celery_app.installed.slot = _load(settings, spec, ledger, pulse)
     except Exception as exc:
         if not isinstance(exc, PenstockError):
             traceback.print_exc()
         log.error("Slot failed to start: %s", exc, extra={"action": "start"})  # noqa: TRY400 - shown above
-        ledger.workforce.report(replace(status, state="failed", error=str(exc) or repr(exc)))
+        pulse.change(state="failed", error=str(exc) or repr(exc))
+        pulse.report()
 
 
-def _load(settings: Settings, spec: ModelSpec, ledger: Ledger, status: SlotStatus) -> Slot:
-    ledger.workforce.report(status)
-    store = open_store(
-        settings.store_url or broker_url(settings), redis_limit_bytes=settings.redis_store_limit_bytes
-    )
-    ready = replace(status, state="ready", store_id=store_id(store))
-    device = "cpu" if status.device == "cpu" else "cuda"
+def _load(settings: Settings, spec: ModelSpec, ledger: Ledger, pulse: Pulse) -> Slot:
+    url = broker_url(settings)
+    store = open_store(settings.store_url or url, redis_limit_bytes=settings.redis_store_limit_bytes)
+    pulse.change(store_id=store_id(store))
+    device = "cpu" if pulse.status.device == "cpu" else "cuda"
     budget = settings.max_batch_tokens or default_batch_tokens(device)
     # Last, because it takes longest; imported here, because the parent must not import torch.
     from workers.engines import load_encoder
 
     encoder = load_encoder(spec, device, budget)
-    app = delivery.make_app(broker_url(settings))
-    slot = Slot(ready, settings, ledger, store, app, encoder)
-    slot.report()
-    slot.start_pulse()
-    log.info("Slot %s ready: %s on %s", ready.slot, ready.model, ready.device, extra={"action": "ready"})
-    return slot
+    pulse.change(state="ready")
+    pulse.report()
+    log.info("Slot %s ready: %s", pulse.status.slot, spec, extra={"action": "ready"})
+    return Slot(settings, ledger, store, delivery.make_app(url), encoder, pulse)
 
 
 class Watch(bootsteps.StartStopStep):  # type: ignore[misc]

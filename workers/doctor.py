@@ -7,10 +7,10 @@ import json
 import os
 import sys
 
+from tasks import weights
 from tasks.errors import PenstockError
 from tasks.messages import ModelSpec
 from tasks.settings import Settings
-from workers import weights
 from workers.planning import plan_nodes
 
 Check = dict[str, str | bool]

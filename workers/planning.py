@@ -15,10 +15,10 @@ from pathlib import Path
 
 import psutil
 
+from tasks import weights
 from tasks.errors import ModelNotFound, UsageError
 from tasks.messages import ModelSpec
 from tasks.settings import MIB, Settings
-from workers import weights
 
 #: Memory of a slot beside its weights: Python, torch, transformers and buffers (510 MB measured with MiniLM's 90).
 SLOT_BYTES = 420 * MIB
@@ -93,8 +93,8 @@ def _devices(wanted: str) -> list[str]:
     asked = [device.strip() for device in wanted.split(",")]
     for device in asked:
         if device not in found:
-            raise UsageError(f"--devices {device}: not here; there are {', '.join(['cpu', *found])}.")
-    return asked
+            raise UsageError(f"--devices {device}: not here; there are {', '.join(found)}, or cpu alone.")
+    return list(dict.fromkeys(asked))  # one node a device, however often it is named
 
 
 def _gpus() -> list[str]:

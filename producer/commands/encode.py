@@ -23,7 +23,7 @@ from producer.submission import submission_key
 from producer.summary import print_summary, summary
 from producer.writers import check_kept, check_out
 from tasks.errors import JobFailed, UsageError
-from tasks.messages import EncodeOptions, JobSpec, explain
+from tasks.messages import EncodeOptions, JobSpec, ModelSpec, explain
 from tasks.settings import Settings
 
 _EXAMPLES = """
@@ -150,6 +150,7 @@ def encode(  # noqa: PLR0913 - one parameter an option
         raise UsageError("No model is named: give --model MODEL or set PENSTOCK_MODEL.")
     if detach and settings.broker_url is None:
         raise UsageError("--detach needs a cluster: name its broker with --broker. Embedded workers end with us.")
+    ModelSpec.parse(settings.model)
     how = _options(
         vector_dtype=vector_dtype,
         truncate_dim=truncate_dim,
@@ -208,7 +209,6 @@ def _open(settings: Settings, identity: list[Any]) -> Iterator[Client]:
             raise UsageError(
                 f"The same command is running already, in {run.folder}. `penstock jobs` shows how far it is."
             )
-        client.keep()
         shared.err.print(f"state: {run.folder}", markup=False)
         client.start_workers(str(settings.model))
         yield client

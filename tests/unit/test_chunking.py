@@ -1,5 +1,6 @@
 """How rows are cut into chunks, and which types kept fields get."""
 
+import itertools
 import json
 
 import pytest
@@ -47,7 +48,7 @@ def test_a_chunk_respects_both_limits_or_is_one_long_row(rows, chunk_rows, chunk
         assert chunk.n_bytes == len("".join(chunk.texts).encode())
         assert 1 <= chunk.n_rows <= chunk_rows
         assert chunk.n_bytes <= chunk_bytes or chunk.n_rows == 1
-    for chunk, after in zip(chunks, chunks[1:], strict=False):
+    for chunk, after in itertools.pairwise(chunks):
         is_full = chunk.n_rows == chunk_rows
         assert is_full or chunk.n_bytes + len(after.texts[0].encode()) > chunk_bytes
 

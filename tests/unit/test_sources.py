@@ -152,7 +152,7 @@ def test_an_empty_file_is_refused(folder):
 def test_a_file_without_permission_is_refused(folder, monkeypatch):
     """Permissions are asked for before the corpus is read (root has them all, hence the stand-in)."""
     (folder / "a.txt").write_text("x")
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(os, "access", lambda *_: False)
     assert message_of("a.txt") == "a.txt: no permission to read it; chmod or chown it"
 
 

@@ -18,10 +18,10 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 
+from tasks import weights
 from tasks.errors import ModelNotFound
 from tasks.messages import EncodeOptions, ModelSpec
 from tasks.ports import Encoded
-from workers import weights
 from workers.batching import plan_batches
 from workers.clipping import tokenise_clipped
 
@@ -42,6 +42,7 @@ class SentenceTransformerEncoder:
 
     def __init__(self, spec: ModelSpec, device: str, max_batch_tokens: int) -> None:
         place = weights.locate(spec)
+        weights.verify(spec)
         try:
             self._model = SentenceTransformer(
                 place,

@@ -19,34 +19,27 @@ CHECKSUMS = {
 
 
 def locate(spec: ModelSpec) -> str:
-    """Return the folder or hub id to load from, with known checksums verified.
+    """Return the folder or hub id to load from.
 
     Raises:
-        ModelNotFound: a folder or package is not there, or its weights are not the published ones.
+        ModelNotFound: a folder or package is not there.
     """
     if spec.name.startswith("pkg:"):
-        folder = _package_folder(spec.name)
-        _verify(spec.name, folder)
-        return str(folder)
+        return str(_package_folder(spec.name))
     if spec.name.startswith("/") and not Path(spec.name).is_dir():
         raise ModelNotFound(f"--model {spec.name}: no such folder.", model=spec.name)
     return spec.name
 
 
-def _package_folder(name: str) -> Path:
-    module, _, subpath = name.removeprefix("pkg:").partition("/")
-    found = importlib.util.find_spec(module)
-    if found is None or not found.submodule_search_locations:
-        raise ModelNotFound(f"--model {name}: the package {module} is not installed here.", model=name)
-    folder = Path(next(iter(found.submodule_search_locations))) / subpath
-    if not folder.is_dir():
-        raise ModelNotFound(f"--model {name}: {module} has no folder {subpath!r}.", model=name)
-    return folder
+def verify(spec: ModelSpec) -> None:
+    """Compare weights whose published checksum is known.
 
-
-def _verify(name: str, folder: Path) -> None:
+    Raises:
+        ModelNotFound: they are not the published ones.
+    """
+    name = spec.name
     for file, expected in CHECKSUMS.get(name, {}).items():
-        with (folder / file).open("rb") as opened:
+        with (Path(locate(spec)) / file).open("rb") as opened:
             actual = hashlib.file_digest(opened, "sha256").hexdigest()
         if actual != expected:
             raise ModelNotFound(
@@ -54,3 +47,17 @@ def _verify(name: str, folder: Path) -> None:
                 "not use it; reinstall the package.",
                 model=name,
             )
+
+
+def _package_folder(name: str) -> Path:
+    module, _, subpath = name.removeprefix("pkg:").partition("/")
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # the parent of a dotted name is missing, or a module without a spec
+        found = None
+    if found is None or not found.submodule_search_locations:
+        raise ModelNotFound(f"--model {name}: the package {module} is not installed here.", model=name)
+    folder = Path(next(iter(found.submodule_search_locations))) / subpath
+    if not folder.is_dir():
+        raise ModelNotFound(f"--model {name}: {module} has no folder {subpath!r}.", model=name)
+    return folder

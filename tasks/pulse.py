@@ -1,0 +1,78 @@
+"""The pulse of a slot: it tells the ledger that the slot lives, from its first moment, and keeps its lease."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from tasks.errors import Transient
+from tasks.ledger import Lease, Ledger
+from tasks.settings import Settings
+from tasks.workforce import SlotStatus
+
+log = logging.getLogger(__name__)
+
+
+class Pulse:
+    """What a slot is and holds, reported now and at every heartbeat."""
+
+    def __init__(self, ledger: Ledger, settings: Settings, status: SlotStatus) -> None:
+        self.status = status
+        self._ledger = ledger
+        self._settings = settings
+        self._lease: Lease | None = None
+        self._has_lost_lease = False
+        self._stopped = threading.Event()
+
+    def start(self) -> None:
+        """Report, and go on doing so from a thread until the process ends or ``stop``."""
+        self.report()
+        threading.Thread(target=self._beat, name="pulse", daemon=True).start()
+
+    def stop(self) -> None:
+        """Beat no more."""
+        self._stopped.set()
+
+    def change(self, **changes: Any) -> None:
+        """Change fields of the status; the next report tells them."""
+        self.status = replace(self.status, **changes)
+
+    @contextmanager
+    def holding(self, lease: Lease) -> Iterator[None]:
+        """Keep a lease while its chunk is worked on."""
+        self._lease, self._has_lost_lease = lease, False
+        self.change(claim=f"{lease.job} {lease.chunk} {lease.token}")
+        self.report()
+        try:
+            yield
+        finally:
+            self._lease = None
+            self.change(claim="")
+
+    @property
+    def has_lost_lease(self) -> bool:
+        """Whether the lease is somebody else's by now, or its job ended."""
+        return self._has_lost_lease
+
+    def report(self) -> None:
+        """Tell the ledger what this slot is and does; a fault is left to the next beat."""
+        try:
+            self._ledger.workforce.report(self.status)
+        except Transient as exc:
+            log.warning("Slot not reported: %s", exc, extra={"action": "report"})
+
+    def _beat(self) -> None:
+        while not self._stopped.wait(self._settings.heartbeat_s):
+            self.report()
+            lease = self._lease
+            if lease is None:
+                continue
+            try:
+                if not self._ledger.touch(lease, self._settings.lease_s) and self._lease is lease:
+                    self._has_lost_lease = True
+            except Transient as exc:
+                log.warning("Lease not renewed: %s", exc, extra={"action": "touch"})

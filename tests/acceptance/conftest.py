@@ -1,0 +1,158 @@
+"""Real `penstock` processes, a real Valkey, and nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from producer.embedded import EmbeddedServer
+from producer.runs import Run
+
+#: Seconds that anything in these tests may take before it counts as hung.
+PATIENCE_S = 90.0
+
+PENSTOCK = [sys.executable, "-P", "-m", "producer.cli"]
+
+
+def wait_until(condition: Callable[[], Any], what: str) -> Any:
+    """Poll until a condition holds and return its value."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.05)
+    pytest.fail(f"waited {PATIENCE_S:.0f} s in vain until {what}")
+
+
+@dataclass
+class Shell:
+    """A working folder with an environment of its own, as a person has."""
+
+    folder: Path
+    environment: dict[str, str]
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def run(self, *arguments: object, code: int = 0, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Run a penstock command to its end and check its exit code."""
+        done = subprocess.run(
+            [*PENSTOCK, *map(str, arguments)],
+            cwd=self.folder,
+            env=self.environment,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+        assert done.returncode == code, f"exit {done.returncode} of {arguments}:\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    def json(self, *arguments: object, code: int = 0, stdin: str | None = None) -> Any:
+        """Run a command with --json and return the one object that it prints."""
+        return json.loads(self.run(*arguments, "--json", code=code, stdin=stdin).stdout)
+
+    def start(self, *arguments: object) -> subprocess.Popen[str]:
+        """Start a penstock command and leave it running."""
+        process = subprocess.Popen(
+            [*PENSTOCK, *map(str, arguments)],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.started.append(process)
+        return process
+
+    def write(self, name: str, lines: list[str]) -> Path:
+        """Write a text file, a record a line."""
+        path = self.folder / name
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        return path
+
+    def end(self) -> None:
+        """End what is still running."""
+        for process in self.started:
+            for member in tree(process.pid):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    member.kill()
+            process.communicate()
+
+
+def tree(pid: int) -> list[psutil.Process]:
+    """Return a process and all that it started, directly or not."""
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def texts(count: int) -> list[str]:
+    """Return different short texts."""
+    return [f"record number {i} of the corpus, which says {i * i}" for i in range(count)]
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    """A shell without any configuration."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
+    environment = {**inherited, "XDG_STATE_HOME": str(tmp_path / "state"), "COLUMNS": "120"}
+    here = Shell(tmp_path, environment)
+    yield here
+    here.end()
+
+
+@dataclass
+class Cluster:
+    """A shell with a broker, a shared store and whatever workers are started."""
+
+    shell: Shell
+    broker_url: str
+
+    def start_worker(self, model: str, processes: int = 2) -> subprocess.Popen[str]:
+        """Start a worker and wait until all its slots are ready."""
+        before = len(self.slots())
+        worker = self.shell.start("worker", "--model", model, "--devices", "cpu", "--processes-per-device", processes)
+        wait_until(lambda: len(self.slots()) >= before + processes, "the slots are ready")
+        return worker
+
+    def slots(self) -> list[dict[str, Any]]:
+        """Return the ready slots."""
+        return [slot for slot in self.shell.json("workers") if slot["state"] == "ready"]
+
+
+@pytest.fixture
+def cluster(shell: Shell, tmp_path: Path) -> Iterator[Cluster]:
+    """A broker and a store that a shell is configured for."""
+    server = EmbeddedServer(Run.at(tmp_path / "broker", "cluster"))
+    server.start()
+    shell.environment |= {
+        "PENSTOCK_BROKER_URL": server.url,
+        "PENSTOCK_STORE_URL": (tmp_path / "shared").as_uri(),
+        "PENSTOCK_HEARTBEAT_S": "0.5",
+        "PENSTOCK_LEASE_S": "3",
+        "PENSTOCK_RECONCILE_S": "0.5",
+    }
+    yield Cluster(shell, server.url)
+    shell.end()
+    server.stop()
+
+
+def send(process: psutil.Process, number: signal.Signals) -> None:
+    """Send a signal to a process that this test started."""
+    process.send_signal(number)

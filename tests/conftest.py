@@ -1,0 +1,120 @@
+"""Fixtures that several test folders share."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import hypothesis
+import pytest
+import redis
+
+from producer.embedded import server_binary
+from tasks import broker, lifeline
+from tasks.ledger import Ledger
+from tasks.messages import EncodeOptions, JobSpec, ModelSpec
+
+pytest.register_assert_rewrite("tests.contracts")
+
+# The same examples in every run: a red build is red again at the desk.
+hypothesis.settings.register_profile("penstock", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("penstock")
+
+#: Seconds that a test waits for something that takes milliseconds.
+DEADLINE_S = 20.0
+#: Seconds between two looks.
+POLL_S = 0.001
+
+
+def wait_until(is_true: Callable[[], object], what: str, deadline_s: float = DEADLINE_S) -> None:
+    """Look until something is true; fail the test when the deadline passes."""
+    deadline = time.monotonic() + deadline_s
+    while not is_true():
+        if time.monotonic() > deadline:
+            pytest.fail(f"Not within {deadline_s} s: {what}")
+        time.sleep(POLL_S)
+
+
+@pytest.fixture(name="wait_until")
+def _wait_until():
+    """Hand out the function of that name."""
+    return wait_until
+
+
+@pytest.fixture(scope="session")
+def valkey_server():
+    """Run a real Valkey server for the whole session, and return its URL."""
+    folder = Path(tempfile.mkdtemp(prefix="pst-"))  # short: socket paths stop at 108 bytes
+    socket = folder / "v.sock"
+    arguments = ["--port", "0", "--unixsocket", str(socket), "--dir", str(folder), "--save", ""]
+    process = subprocess.Popen(
+        [server_binary(), *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        preexec_fn=lifeline.die_with_parent,  # noqa: PLW1509 - no thread holds a lock yet
+    )
+    url = f"unix://{socket}"
+    try:
+        with broker.connect(url) as client:
+            wait_until(lambda: _is_up(client, process), "the Valkey server answers")
+        yield url
+    finally:
+        process.kill()
+        process.wait()
+        shutil.rmtree(folder)
+
+
+def _is_up(client: redis.Redis, process: subprocess.Popen[bytes]) -> bool:
+    assert process.poll() is None, "the Valkey server ended"
+    with contextlib.suppress(redis.RedisError):
+        return bool(client.ping())
+    return False
+
+
+@pytest.fixture
+def valkey(valkey_server):
+    """Return the URL of an empty Valkey server."""
+    with broker.connect(valkey_server) as client:
+        client.flushall()
+    return valkey_server
+
+
+@pytest.fixture
+def valkey_ledger(valkey):
+    """Return the ledger of an empty Valkey server."""
+    with broker.connect(valkey) as client:
+        yield Ledger(client, valkey)
+
+
+@pytest.fixture
+def fake_ledger():
+    """Return the ledger of an empty in-process Redis."""
+    import fakeredis
+
+    with fakeredis.FakeRedis(decode_responses=True) as client:
+        yield Ledger(client)
+
+
+@pytest.fixture
+def make_spec():
+    """Return a function that makes the spec of a new encode job; keyword arguments replace its fields."""
+    numbers = itertools.count(1)
+
+    def make(**fields) -> JobSpec:
+        job = f"encode-{next(numbers):04d}"
+        defaults = {
+            "job": job,
+            "model": ModelSpec.parse("fake"),
+            "options": EncodeOptions(),
+            "store_id": "store-1",
+            "key": f"key-{job}",
+        }
+        return JobSpec.model_validate({**defaults, **fields})
+
+    return make
