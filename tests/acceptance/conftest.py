@@ -91,6 +91,7 @@ class Shell:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     member.kill()
             process.communicate()
+        self.started.clear()
 
 
 def tree(pid: int) -> list[psutil.Process]:

@@ -1,0 +1,214 @@
+"""A broker, workers that come and go, and clients that need not stay."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+
+from tests.acceptance.conftest import PATIENCE_S, Cluster, texts, tree, wait_until
+
+SLOW = "fake:ms_per_row=5"
+
+
+def check_every_row_once(out: Path, reference: Path, rows: int) -> None:
+    """Compare a file with one that was made without any fault: same rows, ids and vectors, each once."""
+    table, expected = pq.read_table(out), pq.read_table(reference)
+    assert table["row"].to_pylist() == list(range(rows))
+    assert table.equals(expected)
+    assert table["error"].null_count == rows
+
+
+def slot_processes(cluster: Cluster) -> list[psutil.Process]:
+    """Return the processes of the ready slots."""
+    return [psutil.Process(slot["pid"]) for slot in cluster.slots()]
+
+
+def done_chunks(cluster: Cluster, job: str) -> int:
+    """Return how many chunks of a job have results."""
+    return int(cluster.shell.json("status", job)["chunks_done"])
+
+
+def test_a_detached_job_is_done_without_a_client(cluster: Cluster) -> None:
+    """The client uploads and goes; a worker that comes later does the job; collect reads it."""
+    cluster.shell.write("corpus.txt", texts(300))
+    done = cluster.shell.run("encode", "corpus.txt", "--model", "fake", "--detach", "--chunk-rows", 10)
+    job = done.stdout.strip()
+    assert "no live worker serves fake" in done.stderr
+    assert "penstock worker --model fake --broker" in done.stderr
+    assert cluster.shell.json("status", job)["state"] == "running"
+    cluster.start_worker("fake")
+    result = cluster.shell.json("wait", job)
+    assert (result["state"], result["rows_done"], result["chunks_done"]) == ("done", 300, 30)
+    cluster.shell.run("collect", job, "--out", "v.npy")
+    assert np.load(cluster.shell.folder / "v.npy").shape == (300, 32)
+
+
+def test_killing_a_slot_in_mid_chunk_loses_and_doubles_no_row(cluster: Cluster) -> None:
+    """SIGKILL takes a slot; its chunk is done by another, and a new slot takes its place."""
+    shell = cluster.shell
+    corpus = shell.write("corpus.txt", texts(600))
+    cluster.start_worker(SLOW)
+    shell.run("encode", corpus, "--model", SLOW, "--chunk-rows", 30, "--out", "reference.parquet")
+    job = shell.json("encode", corpus, "--model", SLOW, "--chunk-rows", 30, "--detach")["job"]
+    wait_until(lambda: done_chunks(cluster, job) >= 2, "the job is under way")
+    victim = next(slot["pid"] for slot in cluster.slots() if slot["claim"])
+    psutil.Process(victim).kill()
+    result = shell.json("wait", job)
+    assert (result["state"], result["rows_done"], result["failed_rows"]) == ("done", 600, 0)
+    shell.run("collect", job, "--out", "v.parquet")
+    check_every_row_once(shell.folder / "v.parquet", shell.folder / "reference.parquet", 600)
+    wait_until(lambda: len(cluster.slots()) == 2, "a new slot took its place")
+    assert victim not in {slot["pid"] for slot in cluster.slots()}
+
+
+def test_killing_the_whole_node_and_starting_another_loses_and_doubles_no_row(cluster: Cluster) -> None:
+    """SIGKILL takes parent and slots at once; the next node finds the chunks that they held."""
+    shell = cluster.shell
+    corpus = shell.write("corpus.txt", texts(600))
+    worker = cluster.start_worker(SLOW)
+    shell.run("encode", corpus, "--model", SLOW, "--chunk-rows", 30, "--out", "reference.parquet")
+    job = shell.json("encode", corpus, "--model", SLOW, "--chunk-rows", 30, "--detach")["job"]
+    wait_until(lambda: done_chunks(cluster, job) >= 2, "the job is under way")
+    family = tree(worker.pid)
+    for process in family:
+        process.kill()
+    psutil.wait_procs(family, timeout=10)
+    assert done_chunks(cluster, job) < 20
+    shell.start("worker", "--model", SLOW, "--devices", "cpu", "--processes-per-device", 2)
+    result = shell.json("wait", job)
+    assert (result["state"], result["rows_done"], result["failed_rows"]) == ("done", 600, 0)
+    shell.run("collect", job, "--out", "v.parquet")
+    check_every_row_once(shell.folder / "v.parquet", shell.folder / "reference.parquet", 600)
+
+
+def test_a_killed_node_takes_its_slots_along(cluster: Cluster) -> None:
+    """The parent alone is killed; its slots do not live on."""
+    worker = cluster.start_worker("fake")
+    slots = slot_processes(cluster)
+    psutil.Process(worker.pid).kill()
+    _, left = psutil.wait_procs(slots, timeout=20)
+    assert left == []
+
+
+def test_sigterm_lets_a_worker_finish_its_chunk_and_exit_zero(cluster: Cluster) -> None:
+    """No chunk is lost and none counts as failed when a worker is told to stop."""
+    shell = cluster.shell
+    shell.write("corpus.txt", texts(300))
+    worker = cluster.start_worker(SLOW)
+    job = shell.json("encode", "corpus.txt", "--model", SLOW, "--chunk-rows", 30, "--detach")["job"]
+    wait_until(lambda: done_chunks(cluster, job) >= 1, "the job is under way")
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(30) == 0
+    assert shell.json("status", job)["failed_rows"] == 0
+    cluster.shell.start("worker", "--model", SLOW, "--devices", "cpu")
+    assert shell.json("wait", job)["rows_done"] == 300
+
+
+def test_a_cancelled_job_stays_cancelled(cluster: Cluster) -> None:
+    """Its tickets become void, waiting for it fails, and it cannot be retried."""
+    shell = cluster.shell
+    shell.write("corpus.txt", texts(200))
+    job = shell.json("encode", "corpus.txt", "--model", SLOW, "--chunk-rows", 10, "--detach")["job"]
+    assert shell.json("cancel", job)["state"] == "cancelled"
+    cluster.start_worker(SLOW)
+    assert "was cancelled" in shell.run("wait", job, code=1).stderr
+    assert "is cancelled" in shell.run("retry", job, code=2).stderr
+    assert shell.json("status", job)["rows_done"] == 0
+
+
+def test_workers_shows_who_works(cluster: Cluster) -> None:
+    """Host, slot, device, model, chunks done, tokens/s, last seen."""
+    cluster.shell.write("corpus.txt", texts(20))
+    cluster.start_worker("fake", processes=1)
+    cluster.shell.run("encode", "corpus.txt", "--model", "fake", "--out", "v.npy", "--chunk-rows", 5)
+    (slot,) = wait_until(lambda: [s for s in cluster.slots() if s["chunks"] == 4], "the slot reported its chunks")
+    assert (slot["device"], slot["model"]) == ("cpu", "fake")
+    assert slot["tokens_per_s"] > 0
+    shown = cluster.shell.run("workers").stdout
+    assert slot["slot"] in shown
+
+
+def test_two_stores_that_differ_are_refused_by_name(cluster: Cluster) -> None:
+    """A client with another store than the workers' hears of it before it uploads."""
+    cluster.shell.write("corpus.txt", texts(20))
+    cluster.start_worker("fake", processes=1)
+    other = (cluster.shell.folder / "other").as_uri()
+    done = cluster.shell.run("encode", "corpus.txt", "--model", "fake", "--store", other, "--out", "v.npy", code=3)
+    assert "use the store with id" in done.stderr
+    assert other in done.stderr
+
+
+def test_a_worker_with_another_store_refuses_the_job_by_name(cluster: Cluster) -> None:
+    """The worker comes after the upload: the waiting client is told, instead of left waiting."""
+    shell = cluster.shell
+    shell.write("corpus.txt", texts(20))
+    job = shell.json("encode", "corpus.txt", "--model", "fake", "--detach")["job"]
+    shell.start(
+        *("worker", "--model", "fake", "--devices", "cpu", "--processes-per-device", "1"),
+        *("--store", (shell.folder / "other").as_uri()),
+    )
+    done = shell.run("wait", job, code=3)
+    assert "No worker takes job" in done.stderr
+    assert "start both sides with the same --store" in done.stderr
+    assert shell.json("status", job)["refusals"]
+
+
+def test_without_a_store_a_small_job_lives_in_redis_and_a_large_one_is_refused(cluster: Cluster) -> None:
+    """The broker is the default store of a cluster, up to a size."""
+    shell = cluster.shell
+    del shell.environment["PENSTOCK_STORE_URL"]
+    shell.write("small.txt", texts(200))
+    cluster.start_worker("fake", processes=1)
+    assert shell.json("encode", "small.txt", "--model", "fake", "--out", "v.npy")["rows_done"] == 200
+    shell.environment["PENSTOCK_REDIS_STORE_LIMIT_BYTES"] = "10000"
+    done = shell.run("encode", "small.txt", "--model", "fake", "--chunk-rows", 50, code=2)
+    assert "--store" in done.stderr
+
+
+def test_a_node_without_an_engine_refuses_to_consume(cluster: Cluster) -> None:
+    """Celery's own command without workers.boot would swallow tickets."""
+    done = celery(cluster, "worker", code=1)
+    assert "This node has no engine" in done.stderr
+
+
+def test_celery_inspect_sees_the_node(cluster: Cluster) -> None:
+    """`celery -A tasks.app inspect` answers, so operators' habits work."""
+    cluster.start_worker("fake", processes=1)
+    assert "1 node online" in celery(cluster, "inspect", "active").stdout
+
+
+def celery(cluster: Cluster, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run a command of Celery on penstock's application."""
+    done = subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "tasks.app", *arguments],
+        env={**cluster.shell.environment, "NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def test_a_client_waits_with_a_clear_line_when_nobody_works(cluster: Cluster) -> None:
+    """After a while it names the model and the command that starts a worker."""
+    cluster.shell.write("corpus.txt", texts(5))
+    client = cluster.shell.start("encode", "corpus.txt", "--model", "fake", "--out", "v.npy")
+    assert client.stdout is not None
+    deadline = time.monotonic() + PATIENCE_S
+    line = ""
+    while "No live worker serves fake" not in line and time.monotonic() < deadline:
+        line = client.stdout.readline()
+    assert "penstock worker --model fake" in line
+    client.send_signal(signal.SIGINT)
+    rest, _ = client.communicate(timeout=30)
+    assert "goes on without this command" in rest
+    assert client.returncode == 130
