@@ -65,24 +65,29 @@ def write_results(tables: Iterable[pa.Table], info: ResultInfo, out: str, *, ove
 
 def _output(out: str) -> Output:
     """Return the place that out names."""
-    parts = urlsplit(out)
-    if "://" in out and parts.scheme != "file":
-        return _remote(out)
-    name = unquote(parts.path) if "://" in out else out
+    if "://" in out and not out.startswith("file://"):
+        return _remote_output(out)
+    name = _path_of(out) if "://" in out else out
     path = Path(name).resolve()
     if name.endswith("/") or path.is_dir():
         return LocalFolder(out, path)
     return LocalFile(out, path)
 
 
-def _remote(out: str) -> Output:
-    parts = urlsplit(out)
-    if parts.scheme not in OBJECT_SCHEMES or not parts.netloc or not parts.path:
+def _path_of(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.netloc not in {"", "localhost"} or not parts.path:
+        raise UsageError(f"--out {url}: a file is named as file:///PATH, with three slashes.", out=url)
+    return unquote(parts.path)
+
+
+def _remote_output(url: str) -> Output:
+    scheme, _, rest = url.partition("://")
+    bucket, _, key = rest.partition("/")
+    if scheme not in OBJECT_SCHEMES or not bucket or not (key or url.endswith("/")):
         known = ", ".join(f"{scheme}://" for scheme in OBJECT_SCHEMES)
-        raise UsageError(
-            f"--out {out}: neither a path nor a bucket and a name after one of {known}.", out=out
-        )
-    return RemoteFolder(out) if out.endswith("/") else RemoteFile(out)
+        raise UsageError(f"--out {url}: not a bucket and a name after one of {known}.", out=url)
+    return RemoteFolder(url) if url.endswith("/") else RemoteFile(url)
 
 
 @contextmanager

@@ -630,6 +630,13 @@ def test_a_file_url_is_a_local_path(tmp_path):
     assert len(tree(tmp_path / "my results")) == 4
 
 
+@pytest.mark.parametrize("out", ["file://host/x.npy", "file://x.npy"])
+def test_a_file_url_on_another_host_is_refused(out):
+    """Two slashes make the first folder a host; the message shows three."""
+    with pytest.raises(UsageError, match="file:///PATH"):
+        check_out(out, overwrite=False)
+
+
 def test_a_free_name_passes_the_check_and_is_not_made(tmp_path):
     """Looking leaves no trace."""
     (tmp_path / "empty").mkdir()

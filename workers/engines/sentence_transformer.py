@@ -1,7 +1,7 @@
 """SentenceTransformer models with penstock's batching.
 
 The model's own modules compute (tokenizer, transformer, pooling, dense, normalise, prompts); only which rows go
-together is decided here. Texts are tokenised once, clipped before, and padded batch by batch to the longest row.
+together is decided here.
 """
 
 from __future__ import annotations
@@ -16,19 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Transformer
 
 from tasks import weights
 from tasks.errors import ModelNotFound
 from tasks.messages import EncodeOptions, ModelSpec
 from tasks.ports import Encoded
 from workers.batching import plan_batches
-from workers.clipping import tokenise_clipped
+from workers.engines.features import NO_LIMIT, Prepared, features_of
 
 log = logging.getLogger(__name__)
 
-#: A model that names no limit reports a huge one; no text is clipped for it.
-NO_LIMIT = 10_000_000
 #: Elements of each tensor that enter the fingerprint; all of a smaller one.
 FINGERPRINT_ELEMENTS = 65_536
 
@@ -55,20 +52,8 @@ class SentenceTransformerEncoder:
             reason = str(exc).strip().split("\n", 1)[0]
             raise ModelNotFound(f"--model {spec} cannot be loaded: {reason}", model=str(spec)) from exc
         self._model.eval()
-        self._device = device
+        self._features = features_of(self._model, device)
         self._max_batch_tokens = max_batch_tokens
-        first = self._model[0]
-        if not (
-            isinstance(first, Transformer)
-            and getattr(first.tokenizer, "is_fast", False)
-            and "message" not in first.modality_config
-        ):
-            raise ModelNotFound(
-                f"--model {spec}: its first module is {type(first).__name__}; penstock runs transformers with a "
-                "fast tokenizer and no chat template so far.",
-                model=str(spec),
-            )
-        self._tokenizer = first.tokenizer
         self._dim = self._model.get_embedding_dimension() or 0
         self.weights = _fingerprint(self._model)
         self.encode(["warm", "up the kernels and the allocator"], EncodeOptions())
@@ -80,8 +65,9 @@ class SentenceTransformerEncoder:
             return f"the model has no prompt named {options.prompt_name!r}; it has: {names}"
         if options.truncate_dim and options.truncate_dim > self._dim:
             return f"--truncate-dim {options.truncate_dim} is more than the model's {self._dim} dimensions"
-        n_special = self._tokenizer.num_special_tokens_to_add()
-        if self._limit(options) <= n_special:
+        tokenizer = getattr(self._model[0], "tokenizer", None)
+        n_special = getattr(tokenizer, "num_special_tokens_to_add", lambda: 0)()
+        if options.max_tokens and options.max_tokens <= n_special:
             return f"--max-tokens {options.max_tokens} leaves no room beside the {n_special} special tokens"
         return None
 
@@ -92,18 +78,18 @@ class SentenceTransformerEncoder:
     def encode(self, texts: Sequence[str], options: EncodeOptions) -> Encoded:
         """Encode texts in their order."""
         started = time.perf_counter()
-        rows, extra = self._tokenise(texts, options)
-        lengths = np.array([len(row.ids) for row in rows], np.int32)  # (n,)
+        prompt = self._model._resolve_prompt(options.prompt, options.prompt_name)  # noqa: SLF001 - ST's own rule
+        prepared = self._features.prepare(texts, prompt, self._limit(options))
         result = Encoded(
             vectors=np.zeros((len(texts), self.dim(options)), np.float32),
-            n_tokens=lengths,
-            truncated=np.array([bool(row.overflowing) for row in rows]),
+            n_tokens=prepared.lengths,
+            truncated=prepared.truncated,
             errors=[None] * len(texts),
             tokenise_s=time.perf_counter() - started,
         )
         started = time.perf_counter()
-        for batch in plan_batches(lengths, self._max_batch_tokens):
-            self._run(batch, rows, extra, options, result)
+        for batch in plan_batches(prepared.lengths, self._max_batch_tokens):
+            self._run(batch, prepared, options, result)
         result.model_s = time.perf_counter() - started
         return result
 
@@ -111,38 +97,15 @@ class SentenceTransformerEncoder:
         own = self._model.max_seq_length or NO_LIMIT
         return int(min(options.max_tokens or NO_LIMIT, own, NO_LIMIT))
 
-    def _tokenise(self, texts: Sequence[str], options: EncodeOptions) -> tuple[list[Any], dict[str, Any]]:
-        """Return one tokenizers.Encoding per text and what else the model's preprocessing adds to a batch."""
-        limit = self._limit(options)
-        prompt = self._model._resolve_prompt(options.prompt, options.prompt_name)  # noqa: SLF001 - ST's own rule
-        how = {"text": {"padding": False, "max_length": limit}, "common": {"return_tensors": None}}
-        extra: dict[str, Any] = {}
-
-        def tokenise(some: list[str]) -> list[Any]:
-            features = self._model.preprocess(some, prompt=prompt, processing_kwargs=how)
-            extra.update({name: features[name] for name in ("modality", "prompt_length") if name in features})
-            return list(features.encodings)
-
-        if limit == NO_LIMIT:
-            return tokenise(list(texts)), extra
-        return tokenise_clipped(texts, limit, tokenise, lambda row: bool(row.overflowing)), extra
-
-    def _run(
-        self,
-        batch: np.ndarray,
-        rows: list[Any],
-        extra: dict[str, Any],
-        options: EncodeOptions,
-        result: Encoded,
-    ) -> None:
+    def _run(self, batch: np.ndarray, prepared: Prepared, options: EncodeOptions, result: Encoded) -> None:
         """Run a batch; if it fails, run its rows alone, and give those that fail again an error."""
         try:
-            vectors = self._forward([rows[i] for i in batch], extra, options)
+            vectors = self._forward(self._features.batch(prepared, batch), options)
         except Exception as exc:
             if len(batch) > 1:
                 log.warning("Batch failed, running its rows alone", extra={"action": "split", "rows": len(batch)})
                 for i in batch:
-                    self._run(np.array([i]), rows, extra, options, result)
+                    self._run(np.array([i]), prepared, options, result)
                 return
             # An exception's text may quote the record, so only its place is kept.
             where = traceback.extract_tb(exc.__traceback__)[-1]
@@ -157,37 +120,14 @@ class SentenceTransformerEncoder:
             result.vectors[i] = 0.0
 
     @torch.inference_mode()
-    def _forward(self, rows: list[Any], extra: dict[str, Any], options: EncodeOptions) -> np.ndarray:
+    def _forward(self, features: dict[str, Any], options: EncodeOptions) -> np.ndarray:
         """Return (n_rows, dim) float32."""
-        features = self._pad(rows)
-        features.update(extra)
         embeddings = self._model(features)["sentence_embedding"]
         if options.truncate_dim:
             embeddings = embeddings[..., : options.truncate_dim]
         if options.normalize:
             embeddings = torch.nn.functional.normalize(embeddings, p=2, dim=1)
         return embeddings.float().cpu().numpy()  # type: ignore[no-any-return]
-
-    def _pad(self, rows: list[Any]) -> dict[str, Any]:
-        """Pad tokenised rows to the longest, on the tokenizer's own side: name -> (n_rows, n_tokens) int64."""
-        tokenizer = self._tokenizer
-        n_tokens = max(len(row.ids) for row in rows)
-        columns = {
-            "input_ids": ("ids", tokenizer.pad_token_id or 0),
-            "attention_mask": ("attention_mask", 0),
-            "token_type_ids": ("type_ids", tokenizer.pad_token_type_id),
-        }
-        features = {}
-        for name, (attribute, filler) in columns.items():
-            if name not in tokenizer.model_input_names:
-                continue
-            padded = np.full((len(rows), n_tokens), filler, np.int64)
-            for i, row in enumerate(rows):
-                values = getattr(row, attribute)
-                place = slice(n_tokens - len(values), None) if tokenizer.padding_side == "left" else slice(len(values))
-                padded[i, place] = values
-            features[name] = torch.from_numpy(padded).to(self._device)
-        return features
 
 
 def _fingerprint(model: SentenceTransformer) -> str:

@@ -1,0 +1,240 @@
+"""Results in object storage, against a server that speaks S3."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import socket
+import tempfile
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from moto.server import ThreadedMotoServer
+
+from producer import drafts, remote_outputs, shards
+from producer.writers import ResultInfo, check_out, write_results
+from tasks.errors import DamagedObject, OutputExists, StoreUnavailable, UsageError
+from tasks.ports import Encoded
+from tasks.tables import encode_result, input_table
+
+#: Bytes that make an upload of two parts; S3 takes no part but the last below 5 MiB.
+TWO_PARTS = remote_outputs.PART_BYTES + 1
+
+
+@pytest.fixture(scope="module")
+def endpoint():
+    """Run an S3 server on a free port."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(autouse=True)
+def _environment(endpoint, monkeypatch, tmp_path):
+    """Set the environment as a user does, and a temporary folder that can be looked at."""
+    environment = {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "drafts").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "drafts"))
+
+
+@pytest.fixture(name="bucket")
+def _bucket(endpoint):
+    """Return a fresh bucket."""
+    bucket = boto3.resource("s3", endpoint_url=endpoint, region_name="us-east-1").Bucket("results")
+    bucket.create()
+    yield bucket
+    bucket.objects.delete()
+    bucket.delete()
+
+
+def job(n_rows: int, *, dim: int = 3, failed: bool = True) -> tuple[list[pa.Table], ResultInfo, np.ndarray]:
+    """Build a job in chunks of 2 rows with an error in row 1, what they are together, and their vectors."""
+    vectors = np.random.default_rng(0).standard_normal((n_rows, dim), dtype=np.float32)
+    tables = []
+    for first in range(0, n_rows, 2):
+        numbers = range(first, min(first + 2, n_rows))
+        encoded = Encoded(
+            vectors=vectors[first : first + 2],
+            n_tokens=np.ones(len(numbers), np.int32),
+            truncated=np.zeros(len(numbers), bool),
+            errors=["No tokens." if failed and row == 1 else None for row in numbers],
+        )
+        inputs = input_table(first, [f"é{row}" for row in numbers], [""] * len(numbers))
+        tables.append(encode_result(inputs, encoded, "float32"))
+    if failed:
+        vectors[1] = np.nan
+    return tables, ResultInfo(n_rows, dim, "float32", {}, {"model": "MiniLM"}), vectors
+
+
+def content(bucket) -> dict[str, bytes]:
+    """Return every object of the bucket with its bytes."""
+    return {item.key: item.get()["Body"].read() for item in bucket.objects.all()}
+
+
+def drafts_left(tmp_path: Path) -> list[Path]:
+    """Return what is left in the temporary folder."""
+    return list((tmp_path / "drafts").iterdir())
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.parquet", "x.arrow", "x.jsonl", "x.jsonl.gz", "x.jsonl.zst"])
+def test_an_object_is_what_the_local_file_would_be(bucket, tmp_path, name):
+    """Each format is uploaded byte for byte, a .npy with its list of errors, and no draft stays behind."""
+    tables, info, _ = job(5)
+    local = write_results(tables, info, f"{tmp_path}/{name}", overwrite=False)
+    check_out(f"s3://results/a b/{name}", overwrite=False)
+    written = write_results(tables, info, f"s3://results/a b/{name}", overwrite=False)
+    assert written == [f"s3://results/a b/{Path(path).name}" for path in local]
+    assert content(bucket) == {f"a b/{Path(path).name}": Path(path).read_bytes() for path in local}
+    assert drafts_left(tmp_path) == []
+
+
+def test_a_large_file_is_uploaded_in_parts(bucket):
+    """S3's tag of an object names the number of its parts."""
+    tables, info, vectors = job(2, dim=TWO_PARTS // 8, failed=False)
+    write_results(tables, info, "s3://results/x.npy", overwrite=False)
+    assert bucket.Object("x.npy").e_tag.endswith('-2"')
+    np.testing.assert_array_equal(np.load(io.BytesIO(content(bucket)["x.npy"])), vectors)
+
+
+def test_an_existing_object_is_replaced_only_when_asked(bucket):
+    """Overwriting a .npy with errors by one without removes the old list of errors."""
+    write_results(*job(3)[:2], "s3://results/x.npy", overwrite=False)
+    before = content(bucket)
+    tables, info, vectors = job(3, failed=False)
+    with pytest.raises(OutputExists, match=r"s3://results/x\.npy exists already"):
+        check_out("s3://results/x.npy", overwrite=False)
+    with pytest.raises(OutputExists, match="--overwrite"):
+        write_results(tables, info, "s3://results/x.npy", overwrite=False)
+    assert content(bucket) == before
+    check_out("s3://results/x.npy", overwrite=True)
+    write_results(tables, info, "s3://results/x.npy", overwrite=True)
+    assert list(content(bucket)) == ["x.npy"]
+    np.testing.assert_array_equal(np.load(io.BytesIO(content(bucket)["x.npy"])), vectors)
+
+
+@pytest.mark.parametrize("out", ["s3://results/", "s3://results/deep/down/"])
+def test_shards_are_objects_below_the_prefix(bucket, tmp_path, monkeypatch, out):
+    """Vectors, rows, errors and the manifest, which is the last to be written; no draft stays behind."""
+    monkeypatch.setattr(shards, "SHARD_ROWS", 3)
+    tables, info, vectors = job(7)
+    check_out(out, overwrite=False)
+    written = write_results(tables, info, out, overwrite=False)
+    objects = {f"s3://results/{key}": data for key, data in content(bucket).items()}
+    assert sorted(written) == sorted(objects)
+    assert written[-1] == f"{out}manifest.json"
+    manifest = json.loads(objects[f"{out}manifest.json"])
+    assert [shard["rows"] for shard in manifest["shards"]] == [3, 3, 1]
+    parts = [np.load(io.BytesIO(objects[f"{out}{shard['vectors']}"])) for shard in manifest["shards"]]
+    np.testing.assert_array_equal(np.concatenate(parts), vectors)
+    rows = [pq.read_table(io.BytesIO(objects[f"{out}{shard['rows_file']}"])) for shard in manifest["shards"]]
+    assert pa.concat_tables(rows)["row"].to_pylist() == list(range(7))
+    assert json.loads(objects[f"{out}errors.jsonl"]) == {"row": 1, "id": "é1", "error": "No tokens."}
+    assert drafts_left(tmp_path) == []
+
+
+def test_overwriting_shards_leaves_none_of_the_old_and_all_that_is_foreign(bucket, monkeypatch):
+    """Shards beyond the new ones and the list of errors go, an object that penstock did not write stays."""
+    monkeypatch.setattr(shards, "SHARD_ROWS", 1)
+    write_results(*job(4)[:2], "s3://results/all/", overwrite=False)
+    bucket.put_object(Key="all/README.md", Body=b"mine")
+    with pytest.raises(OutputExists, match="--overwrite"):
+        check_out("s3://results/all/", overwrite=False)
+    monkeypatch.setattr(shards, "SHARD_ROWS", 100)
+    write_results(*job(4, failed=False)[:2], "s3://results/all/", overwrite=True)
+    names = ["README.md", "manifest.json", "rows-00000.parquet", "vectors-00000.npy"]
+    assert sorted(content(bucket)) == [f"all/{name}" for name in names]
+
+
+def test_shards_that_are_not_complete_are_removed(bucket, tmp_path, monkeypatch):
+    """Rows that are missing at the end, or Ctrl-C, leave no object and no draft."""
+    monkeypatch.setattr(shards, "SHARD_ROWS", 2)
+    tables, info, _ = job(6)
+    with pytest.raises(DamagedObject, match="has 6 rows, its results have 4"):
+        write_results(tables[:-1], info, "s3://results/all/", overwrite=False)
+    upload = remote_outputs.upload
+
+    def interrupted(client, path):
+        upload(client, path)
+        if path.name == "vectors-00001.npy":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(remote_outputs, "upload", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_results(tables, info, "s3://results/all/", overwrite=False)
+    assert content(bucket) == {}
+    assert drafts_left(tmp_path) == []
+
+
+def test_old_shards_have_no_manifest_once_new_ones_replace_them(bucket, monkeypatch):
+    """An overwrite that fails half-way does not leave a manifest over a mixture."""
+    monkeypatch.setattr(shards, "SHARD_ROWS", 2)
+    write_results(*job(6)[:2], "s3://results/all/", overwrite=False)
+    tables, info, _ = job(6, failed=False)
+    with pytest.raises(DamagedObject):
+        write_results(tables[:-1], info, "s3://results/all/", overwrite=True)
+    assert "all/manifest.json" not in content(bucket)
+
+
+def test_a_single_object_is_untouched_when_its_results_are_damaged(bucket, tmp_path):
+    """The upload starts when the local file is whole."""
+    write_results(*job(4)[:2], "s3://results/x.parquet", overwrite=False)
+    before = content(bucket)
+    tables, info, _ = job(4, failed=False)
+    with pytest.raises(DamagedObject):
+        write_results(tables[:-1], info, "s3://results/x.parquet", overwrite=True)
+    assert content(bucket) == before
+    assert drafts_left(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["x.npy", "all/"])
+def test_a_missing_bucket_is_a_store_that_fails(tmp_path, name):
+    """Without the bucket there is one line that names the output, and no draft is left."""
+    tables, info, _ = job(3)
+    with pytest.raises(StoreUnavailable, match=rf"^--out s3://nowhere/{name}: [^\n]+$"):
+        write_results(tables, info, f"s3://nowhere/{name}", overwrite=True)
+    assert drafts_left(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["x.npy", "all/"])
+def test_a_store_that_does_not_answer_is_noticed_before_the_job(monkeypatch, name):
+    """Nobody listens at the endpoint."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        with pytest.raises(StoreUnavailable, match=rf"^--out s3://results/{name}: the store failed: [^\n]+$"):
+            check_out(f"s3://results/{name}", overwrite=False)
+
+
+def test_an_unknown_extension_is_refused_without_asking_the_store(monkeypatch):
+    """A typing error needs no network to be seen."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    with pytest.raises(UsageError, match=r"Known are \.npy"):
+        check_out("s3://results/x.csv", overwrite=False)
+
+
+def test_a_full_temporary_folder_is_named_with_its_remedy(bucket, tmp_path, monkeypatch):
+    """The disk that is full is not where the output goes, so the message says which it is."""
+
+    def full(path: Path, _mode: str):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(drafts.Path, "open", full)
+    tables, info, _ = job(3)
+    with pytest.raises(UsageError, match=rf"temporary folder {tmp_path}/drafts .*TMPDIR.* is full"):
+        write_results(tables, info, "s3://results/x.npy", overwrite=False)
+    assert content(bucket) == {}

