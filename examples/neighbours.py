@@ -1,10 +1,11 @@
 """Print the nearest neighbours among the vectors of a .parquet that `penstock encode` wrote.
 
-    python examples/neighbours.py vectors.parquet corpus.jsonl
+python examples/neighbours.py vectors.parquet corpus.jsonl
 """
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,7 +20,7 @@ def main(vectors_file: str, corpus_file: str) -> None:
     ids = table["id"].to_pylist()
     vectors = np.array(table["vector"].to_pylist(), np.float32)  # (n_rows, dim)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    with open(corpus_file, encoding="utf-8") as lines:
+    with Path(corpus_file).open(encoding="utf-8") as lines:
         texts = {record["id"]: record["text"] for record in map(json.loads, lines)}
 
     cosines = vectors @ vectors.T  # (n_rows, n_rows)

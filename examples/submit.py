@@ -1,6 +1,6 @@
 """Encode a corpus from a script, with local workers that end with it.
 
-    python examples/submit.py
+python examples/submit.py
 """
 
 from pathlib import Path

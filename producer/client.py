@@ -76,9 +76,7 @@ class Client:
         self._uncollected: set[str] = set()
         self.ledger = Ledger(broker.connect(url), url)
         self.ledger.ping()
-        self.store = open_store(
-            self.settings.store_url or url, redis_limit_bytes=self.settings.redis_store_limit_bytes
-        )
+        self.store = open_store(self.settings.store_url or url, redis_limit_bytes=self.settings.redis_store_limit_bytes)
         self.store_id = store_id(self.store)
         self.app = delivery.make_app(url)
 
@@ -111,7 +109,7 @@ class Client:
         except BaseException:
             server.stop()
             raise
-        client.run, client._server = run, server  # noqa: SLF001 - our own
+        client.run, client._server = run, server
         if model is not None:
             client.start_workers(model, workers)
         return client
@@ -166,7 +164,7 @@ class Client:
 
     # -- jobs ------------------------------------------------------------------------------------------------------
 
-    def encode(
+    def encode(  # noqa: PLR0913 - one keyword an option
         self,
         corpus: Corpus,
         *,
@@ -184,8 +182,9 @@ class Client:
             corpus: a path, glob or URL, several of them in a list, or any iterable of strings, mappings or
                 (id, text) pairs. A list of strings is a list of texts, a single string a path.
             model: what encodes it; the setting if None.
-            text_field: the field with the text; ``id_field`` with the id, ``keep_fields`` those that are carried to
-                the results.
+            text_field: the field with the text.
+            id_field: the field with the id; by default ``id``.
+            keep_fields: fields that are carried to the results.
             on_error: ``keep`` error rows or ``fail`` the job.
             name: what the job is called.
             options: fields of ``EncodeOptions``: normalize, truncate_dim, prompt, prompt_name, max_tokens,
@@ -213,15 +212,11 @@ class Client:
             raise UsageError("No model is named: give --model, PENSTOCK_MODEL or model= .")
         check_kept(fields.get("keep_fields", ()))
         parsed = ModelSpec.parse(chosen)
-        fields["key"] = submission_key(
-            [fields["key"]], model=parsed.digest, options=options.model_dump(), store=self.store_id
-        )
+        fields["key"] = job_key(fields["key"], self.settings, parsed, options, fields.get("on_error", "keep"))
         found = self.ledger.find(fields["key"]) if self.is_embedded else None
         if found is not None and self.ledger.status(found.job).state in {"submitting", "running", "done"}:
             return found
-        return JobSpec(
-            job=new_job_id(), model=parsed, options=options, store_id=self.store_id, **fields
-        )
+        return JobSpec(job=new_job_id(), model=parsed, options=options, store_id=self.store_id, **fields)
 
     def submit(
         self,
@@ -306,6 +301,17 @@ class Client:
             )
 
 
+def job_key(corpus: str, settings: Settings, model: ModelSpec, options: EncodeOptions, on_error: str) -> str:
+    """Return the key of a job: the same for the same corpus, cut in the same way, with the same model and options."""
+    return submission_key(
+        [corpus],
+        model=model.digest,
+        options=options.model_dump(),
+        on_error=on_error,
+        chunks=[settings.chunk_rows, settings.chunk_bytes],
+    )
+
+
 def read_corpus(
     corpus: Corpus, *, text_field: str, id_field: str | None, keep_fields: tuple[str, ...]
 ) -> tuple[Iterable[Row], str]:
@@ -334,7 +340,8 @@ def read_files(inputs: Sequence[str], **fields: Unpack[FieldNames]) -> tuple[Ite
 
 def read_ahead(rows: Iterator[Row]) -> Iterator[Row]:
     """Read the first rows at once, so that what is wrong with them is known before anything is started."""
-    first, n_chars = [], 0
+    first: list[Row] = []
+    n_chars = 0
     while len(first) < AHEAD_ROWS and n_chars < AHEAD_CHARS:
         row = next(rows, None)
         if row is None:

@@ -143,8 +143,7 @@ def with_kept_columns(table: pa.Table, info: ResultInfo, schema: pa.Schema) -> p
     """
     kept = kept_values(table, info)
     columns = [
-        _kept_column(name, kept[name], info.kept_types[name]) if name in kept else table[name]
-        for name in schema.names
+        _kept_column(name, kept[name], info.kept_types[name]) if name in kept else table[name] for name in schema.names
     ]
     return pa.table(columns, schema=schema)
 

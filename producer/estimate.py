@@ -23,9 +23,7 @@ ROW_BYTES = 40
 def estimate(rows: Iterable[Row], settings: Settings, how: EncodeOptions) -> dict[str, Any]:
     """Read the whole corpus and return rows, chunks, bytes, estimated tokens and store size."""
     n_rows = n_chunks = n_bytes = 0
-    for chunk in cut_chunks(
-        rows, chunk_rows=settings.chunk_rows, chunk_bytes=settings.chunk_bytes, keeps=False
-    ):
+    for chunk in cut_chunks(rows, chunk_rows=settings.chunk_rows, chunk_bytes=settings.chunk_bytes, keeps=False):
         n_rows += chunk.n_rows
         n_chunks += 1
         n_bytes += chunk.n_bytes

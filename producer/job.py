@@ -13,7 +13,7 @@ from producer import collect
 from producer.progress import Progress
 from producer.writers import write_results
 from tasks import delivery
-from tasks.errors import JobFailed, StoreMismatch, UsageError
+from tasks.errors import StoreMismatch, UsageError
 from tasks.ledger import JobStatus
 from tasks.messages import JobSpec
 from tasks.workforce import SlotStatus
@@ -74,7 +74,8 @@ class Job:
             slots = self.slots()
             shown.update(status, slots)
             if status.is_over:
-                return _checked(status)
+                status.raise_for_state()
+                return status
             self._client.check_workers()
             self._check_refusals(slots)
             self._reconcile()
@@ -103,9 +104,7 @@ class Job:
         status = self.status()
         if not status.failed_rows or status.recorded < status.chunks:
             return []
-        return collect.first_errors(
-            collect.result_tables(self._client.ledger, self._client.store, status), count
-        )
+        return collect.first_errors(collect.result_tables(self._client.ledger, self._client.store, status), count)
 
     def cancel(self) -> str:
         """End the job; chunks in work are dropped. Returns the state that it has now."""
@@ -133,12 +132,3 @@ class Job:
         if refusals and all(slot.slot in refusals for slot in slots):
             slot, why = next(iter(refusals.items()))
             raise StoreMismatch(f"No worker takes job {self.id}. {slot}: {why}.", job=self.id)
-
-
-def _checked(status: JobStatus) -> JobStatus:
-    job = status.spec.job
-    if status.state == "failed":
-        raise JobFailed(f"Job {job} failed: {status.reason}", job=job)
-    if status.state == "cancelled":
-        raise JobFailed(f"Job {job} was cancelled.", job=job)
-    return status

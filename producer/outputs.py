@@ -136,8 +136,6 @@ def _errors_of(path: Path) -> AbstractContextManager[IO[bytes]]:
 def _check_parent(out: str, path: Path) -> None:
     parent = path.parent
     if not parent.is_dir():
-        raise UsageError(
-            f"--out {out}: there is no folder {parent}. Make it: mkdir -p {shlex.quote(str(parent))}"
-        )
+        raise UsageError(f"--out {out}: there is no folder {parent}. Make it: mkdir -p {shlex.quote(str(parent))}")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise UsageError(f"--out {out}: you may not write to the folder {parent}. Name another with --out.")

@@ -30,9 +30,7 @@ def read_parquet(source: Source, fields: Fields) -> Iterator[Row]:
         with source.opener() as stored:
             if not stored.seekable():
                 remedy = "download or save it and name the file"
-                raise source.flaw(
-                    f"parquet is read from its end, and this comes from the start only; {remedy}"
-                )
+                raise source.flaw(f"parquet is read from its end, and this comes from the start only; {remedy}")
             file = pq.ParquetFile(stored, buffer_size=_COLUMN_BUFFER_BYTES, pre_buffer=False)
             names = _used_columns(source, fields, file.schema_arrow)
             for batch in file.iter_batches(_BATCH_ROWS, columns=names):
@@ -90,6 +88,4 @@ def _values(source: Source, name: str, column: pa.Array, first: int) -> list[Any
     ) as exc:  # of Arrow too; its text may hold the value
         reason = f"of type {column.type} holds a value that Python cannot express; cast it to string"
         cause = exc
-    raise source.flaw(
-        f"column {quote(name)} {reason}", f"rows {first} to {first + len(column) - 1}"
-    ) from cause
+    raise source.flaw(f"column {quote(name)} {reason}", f"rows {first} to {first + len(column) - 1}") from cause

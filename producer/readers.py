@@ -42,9 +42,7 @@ def read_rows(
     fields = Fields(text_field, id_field or "id", tuple(keep_fields))
     for source in sources:
         if fields.kept and source.format == "txt":
-            raise source.flaw(
-                "lines of text have no fields; leave out --keep-fields, or use jsonl, csv or parquet"
-            )
+            raise source.flaw("lines of text have no fields; leave out --keep-fields, or use jsonl, csv or parquet")
     return (row for source in sources for row in _rows_of(source, fields))
 
 

@@ -6,27 +6,38 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import obstore
 import pyarrow as pa
 from obstore.exceptions import BaseError
-from obstore.store import ObjectStore
+from obstore.store import from_url
 
 from producer.columns import ResultInfo
 from producer.outputs import LocalFile, errors_beside, exists
 from producer.result_formats import format_of
 from producer.shards import MANIFEST, is_shard_file, write_shards
 from tasks.errors import StoreUnavailable
-from tasks.store import first_line, object_store
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig
 
 #: Bytes of one part of an upload, and parts under way at a time: together the memory that an upload takes.
 PART_BYTES = 8 * 2**20
 PARTS_AT_A_TIME = 4
 
-#: S3 takes no more parts of one object, so that parts grow with files beyond 78 GiB.
+#: S3 takes no more parts of one object: parts grow with files beyond 78 GiB.
 MAX_PARTS = 10_000
+
+#: A line of 2 Mbit/s sends the parts under way in two minutes. Plain HTTP is for an endpoint that the
+#: environment names, such as MinIO's: options given here replace AWS_ALLOW_HTTP and its like.
+CLIENT: ClientConfig = {"connect_timeout": "5s", "timeout": "2m", "allow_http": True}
+
+#: A fault that stays for five minutes is told.
+RETRIES: RetryConfig = {"max_retries": 5, "retry_timeout": timedelta(minutes=5)}
 
 
 @dataclass(frozen=True)
@@ -47,29 +58,30 @@ class RemoteFile:
             OutputExists: the object is there, and not to be replaced.
             StoreUnavailable: the store cannot be asked.
         """
-        folder, name = self._split()
-        format_of(name)
-        with reaching(self.out):
-            if has_object(object_store(folder), name) and not overwrite:
-                raise exists(self.out)
+        format_of(self._name)
+        if Prefix(self._folder).has(self._name) and not overwrite:
+            raise exists(self.out)
 
     def write(self, tables: Iterable[pa.Table], info: ResultInfo) -> list[str]:
-        """Write a temporary file, then upload it. An object appears when the last part has arrived."""
-        folder, name = self._split()
-        client = object_store(folder)
+        """Write a temporary file, then upload it. An object appears when its last part has arrived."""
+        prefix = Prefix(self._folder)
         with TemporaryDirectory(prefix="penstock-") as drafts:
-            path = Path(drafts) / name
-            paths = [Path(written) for written in LocalFile(str(path), path).write(tables, info)]
-            with reaching(self.out):
-                for written in paths:
-                    upload(client, written)
-                if errors_beside(path) not in paths and name.endswith(".npy"):
-                    remove(client, [errors_beside(path).name])
-        return [f"{folder}/{written.name}" for written in paths]
+            path = Path(drafts) / self._name
+            names = [Path(written).name for written in LocalFile(str(path), path).write(tables, info)]
+            for name in names:
+                prefix.upload(path.with_name(name))
+        old_errors = errors_beside(path).name
+        if path.suffix == ".npy" and old_errors not in names:
+            prefix.remove([old_errors])
+        return [f"{self._folder}{name}" for name in names]
 
-    def _split(self) -> tuple[str, str]:
-        folder, _, name = self.out.rpartition("/")
-        return folder, name
+    @property
+    def _name(self) -> str:
+        return self.out.rpartition("/")[2]
+
+    @property
+    def _folder(self) -> str:
+        return self.out.removesuffix(self._name)
 
 
 @dataclass(frozen=True)
@@ -89,9 +101,9 @@ class RemoteFolder:
             OutputExists: there are objects under the prefix, and they are not to be replaced.
             StoreUnavailable: the store cannot be asked.
         """
-        with reaching(self.out):
-            if any(obstore.list(object_store(self.out.rstrip("/")))) and not overwrite:
-                raise exists(self.out)
+        is_taken = any(Prefix(self.out).names())
+        if is_taken and not overwrite:
+            raise exists(self.out)
 
     def write(self, tables: Iterable[pa.Table], info: ResultInfo) -> list[str]:
         """Upload each shard as soon as it is whole, so that the local disk holds one at a time.
@@ -99,64 +111,89 @@ class RemoteFolder:
         The manifest of older results goes before their first shard is replaced, their other shards go last:
         at any time, what has a manifest is whole. Shards of a write that fails are removed.
         """
-        client = object_store(self.out.rstrip("/"))
+        prefix = Prefix(self.out)
         names: list[str] = []
 
         def ship(path: Path) -> None:
-            with reaching(self.out):
-                if not names:
-                    remove(client, [MANIFEST])
-                names.append(path.name)
-                upload(client, path)
+            if not names:
+                prefix.remove([MANIFEST])
+            names.append(path.name)
+            prefix.upload(path)
             path.unlink()
 
         try:
             with TemporaryDirectory(prefix="penstock-") as drafts:
                 write_shards(tables, info, Path(drafts), ship)
         except BaseException:
-            with suppress(BaseError, OSError):
-                remove(client, names)
+            with suppress(StoreUnavailable):
+                prefix.remove(names)
             raise
-        with reaching(self.out):
-            remove(client, [name for name in _shard_files(client) if name not in set(names)])
+        prefix.remove([name for name in prefix.names() if is_shard_file(name) and name not in set(names)])
         return [f"{self.out}{name}" for name in names]
 
 
-def _shard_files(client: ObjectStore) -> list[str]:
-    paths = [meta["path"] for page in obstore.list(client) for meta in page]
-    return [path for path in paths if is_shard_file(path)]
+class Prefix:
+    """The objects whose URLs begin alike. Credentials come from the environment and the usual chains.
 
-
-def upload(client: ObjectStore, path: Path) -> None:
-    """Upload a file under its own name, holding a few parts of it in memory."""
-    part_bytes = max(PART_BYTES, math.ceil(path.stat().st_size / MAX_PARTS))
-    obstore.put(client, path.name, path, chunk_size=part_bytes, max_concurrency=PARTS_AT_A_TIME)
-
-
-def has_object(client: ObjectStore, name: str) -> bool:
-    """Tell whether there is an object of that name."""
-    try:
-        obstore.head(client, name)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def remove(client: ObjectStore, names: list[str]) -> None:
-    """Remove objects; nothing happens to those that are not there."""
-    if names:
-        with suppress(FileNotFoundError):
-            obstore.delete(client, names)
-
-
-@contextmanager
-def reaching(out: str) -> Iterator[None]:
-    """Turn what a store answers into an error of ours.
+    Args:
+        url: with a slash at its end; what follows the bucket is taken literally, not percent-decoded.
 
     Raises:
-        StoreUnavailable: the store does not answer, or refuses.
+        StoreUnavailable: by every method, when the store does not answer or refuses.
     """
-    try:
-        yield
-    except (BaseError, OSError) as exc:
-        raise StoreUnavailable(f"--out {out}: the store failed: {first_line(exc)}", out=out) from exc
+
+    def __init__(self, url: str) -> None:
+        scheme, _, rest = url.partition("://")
+        bucket, _, self._key = rest.partition("/")
+        self._url = url
+        with self._reaching():
+            self._client = from_url(f"{scheme}://{bucket}", client_options=CLIENT, retry_config=RETRIES)
+
+    def has(self, name: str) -> bool:
+        """Tell whether there is an object of that name."""
+        with self._reaching():
+            try:
+                obstore.head(self._client, self._key + name)
+            except FileNotFoundError:
+                next(self.names(), None)  # fails when the bucket is missing, of which HEAD says no more than this
+                return False
+            return True
+
+    def names(self) -> Iterator[str]:
+        """Yield the names of all objects, without the prefix."""
+        with self._reaching():
+            for page in obstore.list(self._client, self._key or None):
+                for meta in page:
+                    yield meta["path"].removeprefix(self._key)
+
+    def upload(self, path: Path) -> None:
+        """Upload a file under its own name, holding a few parts of it in memory."""
+        part_bytes = max(PART_BYTES, math.ceil(path.stat().st_size / MAX_PARTS))
+        with self._reaching():
+            obstore.put(
+                self._client,
+                self._key + path.name,
+                path,
+                chunk_size=part_bytes,
+                max_concurrency=PARTS_AT_A_TIME,
+            )
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove objects; nothing happens to those that are not there."""
+        keys = [self._key + name for name in names]
+        if keys:
+            with self._reaching(), suppress(FileNotFoundError):
+                obstore.delete(self._client, keys)
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        try:
+            yield
+        except (BaseError, OSError, ValueError) as exc:
+            # obstore's text begins with the request's URL, whose query may hold a signature, and ends with pages
+            # of debug source
+            line = str(exc).partition("\n")[0]
+            reason = line.partition(" - ")[2] or line
+            raise StoreUnavailable(
+                f"--out {self._url}: the store failed ({reason}). Check the URL, the network and the credentials."
+            ) from exc

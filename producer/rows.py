@@ -32,7 +32,7 @@ _KINDS = {
 }
 
 
-class Flaw(ValueError):  # noqa: N818 - not an error of its own: the reader adds the place and raises BadInput
+class Flaw(ValueError):
     """What is wrong with a record; whoever reads knows the file and the line."""
 
 
@@ -157,9 +157,7 @@ def encodable(text: str, name: str) -> str:
         text.encode()
     except UnicodeEncodeError as exc:
         half = f"U+{ord(text[exc.start]):04X}"
-        raise Flaw(
-            f"field {quote(name)} holds a lone surrogate ({half}), which is no character; repair it"
-        ) from exc
+        raise Flaw(f"field {quote(name)} holds a lone surrogate ({half}), which is no character; repair it") from exc
     return text
 
 

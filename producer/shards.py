@@ -40,9 +40,7 @@ def is_shard_file(name: str) -> bool:
     return _SHARD_FILE.fullmatch(name) is not None
 
 
-def write_shards(
-    tables: Iterable[pa.Table], info: ResultInfo, folder: Path, done: Callable[[Path], object]
-) -> None:
+def write_shards(tables: Iterable[pa.Table], info: ResultInfo, folder: Path, done: Callable[[Path], object]) -> None:
     """Write the results into a folder, holding one table at a time.
 
     Args:

@@ -12,7 +12,7 @@ from celery import Celery
 
 from producer.chunking import Chunk
 from tasks import delivery, keys, tables
-from tasks.errors import BadInput, JobFailed, Permanent
+from tasks.errors import BadInput, Permanent
 from tasks.ledger import Ledger
 from tasks.messages import JobSpec
 from tasks.settings import Settings
@@ -67,19 +67,17 @@ def submit(
             number = chunk.number
             if number >= announced:
                 store.put(keys.input_path(spec.job, number), _input_bytes(chunk))
-            _go_on(spec, app, *ledger.announce(spec, number, chunk.n_rows, chunk.n_bytes))
+            state, tickets = ledger.announce(spec, number, chunk.n_rows, chunk.n_bytes)
+            if state != "submitting":
+                ledger.status(spec.job).raise_for_state()
+            delivery.publish(app, spec, tickets)
             on_chunk(chunk)
     except Permanent as exc:
         ledger.end(spec, "failed", str(exc))
         raise
-    _go_on(spec, app, *ledger.seal(spec, number + 1, kept_types()))
+    _, tickets = ledger.seal(spec, number + 1, kept_types())
+    delivery.publish(app, spec, tickets)
 
 
 def _input_bytes(chunk: Chunk) -> bytes:
     return tables.to_bytes(tables.input_table(chunk.first_row, chunk.ids, chunk.texts, chunk.kept))
-
-
-def _go_on(spec: JobSpec, app: Celery, state: str, tickets: list[int]) -> None:
-    if state in {"cancelled", "failed"}:
-        raise JobFailed(f"Job {spec.job} was {state} while it was submitted.", job=spec.job)
-    delivery.publish(app, spec, tickets)

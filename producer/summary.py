@@ -46,17 +46,20 @@ def print_summary(result: dict[str, Any], console: Console) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     padded, tokens = result["padded_tokens"], result["tokens"]
     stages = "  ".join(f"{stage} {value:.1f}" for stage, value in result["stage_seconds"].items())
+    truncated = result["truncated_rows"]
     speed = result["tokens_per_second"]
     lines = [
         ("job", f"{result['job']} ({result['state']}{': ' + result['reason'] if result['reason'] else ''})"),
         (
             "rows",
-            f"{result['rows_done']:,} of {result['rows']:,}; {result['truncated_rows']:,} truncated, "
-            f"{result['failed_rows']:,} failed",
+            f"{result['rows_done']:,} of {result['rows']:,}; {truncated:,} truncated, {result['failed_rows']:,} failed",
         ),
         ("tokens", f"{tokens:,}; {1 - tokens / padded if padded else 0:.1%} padding"),
         ("seconds", f"{stages}  (summed over slots)"),
-        ("speed", f"{speed or 0:,.0f} tokens/s over {result['work_seconds']:.1f} s, {result['workers']} workers"),
+        (
+            "speed",
+            f"{speed or 0:,.0f} tokens/s over {result['work_seconds']:.1f} s, {result['workers']} workers",
+        ),
     ]
     if result["out"]:
         out = result["out"]

@@ -69,6 +69,8 @@ def _turn_down(slot: Slot, ticket: Ticket, refusal: Refusal) -> str:
 
 
 def _mismatch(slot: Slot, lease: Lease) -> str | None:
+    if lease.spec.queue != slot.status.queue:  # a ticket that somebody put into the wrong queue
+        return f"it serves {slot.status.model}, the job wants {lease.spec.model}"
     if lease.spec.store_id != slot.status.store_id:
         return (
             f"it uses the store {slot.store.url} (id {slot.status.store_id}), the job lives in one with id "
@@ -82,7 +84,7 @@ def _work(slot: Slot, lease: Lease) -> str:
     try:
         problem = slot.encoder.check(lease.spec.options)
         if problem:
-            raise Permanent(problem)
+            raise Permanent(problem)  # noqa: TRY301 - handled with those that the store raises
         receipt = _produce(slot, lease)
     except Permanent as exc:
         # It would fail in the same way everywhere.
@@ -103,7 +105,7 @@ def _work(slot: Slot, lease: Lease) -> str:
     outcome, released = retry_transient(lambda: slot.ledger.record(lease, receipt), for_s=PATIENCE_S)
     slot.publish(lease.spec, released)
     slot.count(receipt)
-    log.info("Chunk %s", outcome, extra={"action": "record", **fields, "rows": receipt.rows})
+    log.info("Chunk finished", extra={"action": "record", **fields, "rows": receipt.rows, "outcome": outcome})
     return f"{outcome}: {receipt.rows} rows"
 
 

@@ -6,7 +6,6 @@ nothing is prefetched, and what gets lost is issued again from the ledger. Each 
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -126,5 +125,5 @@ def publish(app: Celery, spec: JobSpec, chunks: Sequence[int]) -> None:
                     kwargsrepr="{}",
                     producer=producer,
                 )
-    except (OperationalError, redis.RedisError, socket.error) as exc:
+    except (OSError, OperationalError, redis.RedisError) as exc:
         raise BrokerUnavailable(f"Tickets of job {spec.job} could not be published: {exc}") from exc

@@ -1,27 +1,27 @@
 """Every Redis key and store path of penstock, in one table.
 
-======================= ====== =========================================== ======== ==================== ================
-key                     type   holds                                       lives    written by           read by
-======================= ====== =========================================== ======== ==================== ================
-penstock:jobs           zset   job -> time of creation (ms)                 for ever client               client
-penstock:active         set    jobs that are submitting or running         for ever ledger steps         node, client
-penstock:key:KEY        string the job that this submission key made       for ever client               client
-penstock:job:J          hash   spec, state, counters                       for ever ledger steps         all
-penstock:job:J:open     zset   chunk -> time (ms) at which its ticket or   job      ledger steps         ledger steps
-                               lease lapses: released, not yet recorded
-penstock:job:J:leases   hash   chunk -> "token slot"                       job      ledger steps         ledger steps
-penstock:job:J:attempts hash   chunk -> claims so far                      chunk    ledger steps         ledger steps
-penstock:job:J:done     hash   chunk -> "token rows failed truncated       for ever ledger steps         client
+======================= ====== ===================================== ======== ============ ============
+key                     type   holds                                 lives    written by   read by
+======================= ====== ===================================== ======== ============ ============
+penstock:jobs           zset   job -> time of creation (ms)          for ever client       client
+penstock:active         set    jobs that are submitting or running   for ever ledger steps node, client
+penstock:key:KEY        string the job that this submission key made for ever client       client
+penstock:job:J          hash   spec, state, counters                 for ever ledger steps all
+penstock:job:J:open     zset   chunk -> time (ms) when its ticket or job      ledger steps ledger steps
+                               lease lapses: released, not recorded
+penstock:job:J:leases   hash   chunk -> "token slot"                 job      ledger steps ledger steps
+penstock:job:J:attempts hash   chunk -> claims so far                chunk    ledger steps ledger steps
+penstock:job:J:done     hash   chunk -> "token rows failed truncated for ever ledger steps client
                                tokens padded bytes crc32"
-penstock:job:J:failed   set    recorded chunks with error rows             for ever ledger steps         client
-penstock:job:J:refusals hash   slot -> why it will not work on this job    for ever slot                 client
-penstock:slots          zset   slot -> time (ms) it was last seen          60 s     slot                 client, node
-penstock:slot:S         hash   who the slot is and what it does            60 s     slot                 client, node
-penstock:store:FOLDER   hash   objects of a redis:// store                 for ever client, slot         client, slot
-penstock:size:FOLDER    string bytes in that folder                        for ever client, slot         client, slot
-penstock:reconciler     string the process that reconciles just now        seconds  node, client         node, client
-penstock.OPERATION.D    list   Celery's queue of tickets for model digest  tickets  client, slot         node
-======================= ====== =========================================== ======== ==================== ================
+penstock:job:J:failed   set    recorded chunks with error rows       for ever ledger steps client
+penstock:job:J:refusals hash   slot -> why it will not do this job   for ever slot         client
+penstock:slots          zset   slot -> time (ms) it was last seen    60 s     slot         client, node
+penstock:slot:S         hash   who the slot is and what it does      60 s     slot         client, node
+penstock:store:FOLDER   hash   objects of a redis:// store           for ever client, slot client, slot
+penstock:size:FOLDER    string bytes in that folder                  for ever client, slot client, slot
+penstock:reconciler     string the process that reconciles just now  seconds  node, client node, client
+penstock.OPERATION.D    list   Celery's tickets for model digest D   tickets  client, slot node
+======================= ====== ===================================== ======== ============ ============
 
 ========================================= ============================== ================== =========
 store path                                holds                          written by         read by

@@ -18,7 +18,7 @@ import redis
 
 from tasks import keys
 from tasks.broker import redact
-from tasks.errors import BrokerUnavailable, UnknownJob
+from tasks.errors import BrokerUnavailable, JobFailed, UnknownJob
 from tasks.messages import JOB_ID_PATTERN, JobSpec, Receipt
 from tasks.steps import STEPS
 from tasks.workforce import SlotStatus, Workforce
@@ -98,6 +98,14 @@ class JobStatus:
         """Whether nothing more will happen to this job by itself."""
         return self.state in {"done", "failed", "cancelled"}
 
+    def raise_for_state(self) -> None:
+        """Raise JobFailed if the job failed or was cancelled."""
+        job = self.spec.job
+        if self.state == "failed":
+            raise JobFailed(f"Job {job} failed: {self.reason}", job=job)
+        if self.state == "cancelled":
+            raise JobFailed(f"Job {job} was cancelled.", job=job)
+
 
 class Ledger:
     """The jobs of one broker."""
@@ -119,7 +127,7 @@ class Ledger:
         """Note a new job in state submitting."""
         with self.reaching():
             self._step("create", spec, spec.job, spec.model_dump_json(), gate, _ms(ticket_s))
-            now_s, now_us = cast("tuple[int, int]", self.redis.time())
+            now_s, now_us = self.redis.time()
             self.redis.zadd(keys.JOBS, {spec.job: now_s * 1000 + now_us // 1000}, nx=True)
             self.redis.set(keys.submission(spec.key), spec.job)
 
@@ -135,9 +143,7 @@ class Ledger:
 
     # -- working ---------------------------------------------------------------------------------------------------
 
-    def claim(
-        self, job: str, chunk: int, *, queue: str, slot: str, weights: str, lease_s: float
-    ) -> Lease | Refusal:
+    def claim(self, job: str, chunk: int, *, queue: str, slot: str, weights: str, lease_s: float) -> Lease | Refusal:
         """Ask for a chunk. The lease holds for ``lease_s`` seconds unless it is touched."""
         answer = self._run_keys("claim", keys.step_keys(job, queue), chunk, slot, _ms(lease_s), weights)
         if answer[0] != "leased":
@@ -176,9 +182,7 @@ class Ledger:
         )
         return outcome, tickets
 
-    def free(
-        self, spec: JobSpec, chunk: int, token: int, *, forgive: bool, delay_s: float = 0.0
-    ) -> list[int]:
+    def free(self, spec: JobSpec, chunk: int, token: int, *, forgive: bool, delay_s: float = 0.0) -> list[int]:
         """Give a lease up; the chunk may be taken again after the delay. Returns the tickets to publish.
 
         ``forgive`` takes the attempt back: nothing was wrong with the chunk.
@@ -351,8 +355,6 @@ def _status(spec: JobSpec, fields: dict[str, str]) -> JobStatus:
         weights=fields.get("weights", ""),
         created_ms=number("created_ms"),
         work_s=max(0, number("last_record_ms") - number("first_claim_ms")) / 1000,
-        seconds={
-            stage: float(fields.get(f"{stage}_s", "0")) for stage in ("read", "tokenise", "model", "write")
-        },
+        seconds={stage: float(fields.get(f"{stage}_s", "0")) for stage in ("read", "tokenise", "model", "write")},
         kept_types=json.loads(fields.get("kept_types", "{}")),
     )

@@ -74,8 +74,7 @@ class ModelSpec(Message):
         match = re.fullmatch(r"([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?", model)
         if match is None:
             raise UsageError(
-                f"--model {model!r} is no Hugging Face id (ORG/NAME[@REVISION]), no folder and no "
-                "pkg:MODULE/SUBPATH.",
+                f"--model {model!r} is no Hugging Face id (ORG/NAME[@REVISION]), no folder and no pkg:MODULE/SUBPATH.",
                 model=model,
             )
         return cls(engine="sentence_transformer", name=match[1], revision=match[2])
@@ -198,7 +197,6 @@ def new_job_id(operation: Operation = "encode") -> str:
 def explain(exc: Any) -> str:
     """Put a pydantic ValidationError into one line, without the values that it refused."""
     return "; ".join(
-        f"{'.'.join(str(part) for part in error['loc']) or 'value'}: "
-        f"{error['msg'].removeprefix('Value error, ')}"
+        f"{'.'.join(str(part) for part in error['loc']) or 'value'}: {error['msg'].removeprefix('Value error, ')}"
         for error in exc.errors()
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 from pydantic_settings import (
@@ -82,6 +82,8 @@ class Settings(BaseSettings):
         None,
         description="Worker: tokens of a batch at most, padding included. Default: 1024 on CPU, 16384 on GPU.",
     )
+
+    log_format: Literal["plain", "json"] = Field("plain", description="Worker: plain log lines, or JSON ones.")
 
     @classmethod
     def settings_customise_sources(

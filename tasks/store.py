@@ -78,7 +78,7 @@ def object_store(url: str) -> ObjectStore:
                 raise UsageError(f"{url}: a folder is named as file:///PATH, with three slashes.")
             return LocalStore(Path(unquote(parts.path)), mkdir=True)
         options: Any = {"client_options": CLIENT_OPTIONS, "retry_config": RETRIES}
-        return cast("ObjectStore", from_url(url, **options))
+        return from_url(url, **options)
     except (BaseError, OSError, ValueError) as exc:
         raise UsageError(f"{broker.redact(url)}: {first_line(exc)}") from exc
 

@@ -106,9 +106,7 @@ def from_bytes(data: bytes, name: str) -> pa.Table:
     try:
         return pa.ipc.open_file(pa.BufferReader(data)).read_all()
     except (pa.ArrowException, OSError) as exc:
-        raise DamagedObject(
-            f"{name} is damaged: {len(data)} bytes that are no whole Arrow file.", key=name
-        ) from exc
+        raise DamagedObject(f"{name} is damaged: {len(data)} bytes that are no whole Arrow file.", key=name) from exc
 
 
 def vectors_of(table: pa.Table) -> np.ndarray:

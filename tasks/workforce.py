@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from tasks import keys
 
@@ -57,7 +57,7 @@ class Workforce:
 
     def report(self, status: SlotStatus) -> None:
         """Write what a slot is and does."""
-        fields = {name: str(value) for name, value in asdict(status).items() if name != "seen_s"}
+        fields: dict[Any, Any] = {name: str(value) for name, value in asdict(status).items() if name != "seen_s"}
         with self._ledger.reaching():
             now_ms = self._now_ms()
             with self._ledger.redis.pipeline(transaction=False) as pipe:
@@ -91,12 +91,10 @@ class Workforce:
             for (_, at_ms), fields in zip(seen, hashes, strict=True)
             if fields
         ]
-        return [
-            slot for slot in found if (not node or slot.node == node) and (not queue or slot.queue == queue)
-        ]
+        return [slot for slot in found if (not node or slot.node == node) and (not queue or slot.queue == queue)]
 
     def _now_ms(self) -> int:
-        seconds, microseconds = cast("tuple[int, int]", self._ledger.redis.time())
+        seconds, microseconds = self._ledger.redis.time()
         return seconds * 1000 + microseconds // 1000
 
 

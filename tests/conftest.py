@@ -41,12 +41,6 @@ def wait_until(is_true: Callable[[], object], what: str, deadline_s: float = DEA
         time.sleep(POLL_S)
 
 
-@pytest.fixture(name="wait_until")
-def _wait_until():
-    """Hand out the function of that name."""
-    return wait_until
-
-
 @pytest.fixture(scope="session")
 def valkey_server():
     """Run a real Valkey server for the whole session, and return its URL."""

@@ -11,20 +11,20 @@ import math
 import os
 import signal
 import socket
-import sys
 import traceback
 from typing import Any
 
 import billiard
 from celery import bootsteps
-from celery.worker import state as worker_state
 from celery.signals import setup_logging, worker_init, worker_process_init
+from celery.worker import state as worker_state
 
 from tasks import app as celery_app
 from tasks import broker, delivery, lifeline
 from tasks.errors import PenstockError, Transient, UsageError
-from tasks.lifeline import LIFELINE_VARIABLE
 from tasks.ledger import Ledger
+from tasks.lifeline import LIFELINE_VARIABLE
+from tasks.logs import log_to_stderr
 from tasks.messages import ModelSpec
 from tasks.pulse import Pulse
 from tasks.retrying import retry_transient
@@ -45,13 +45,9 @@ celery_app.installed.has_engine = True
 
 
 @setup_logging.connect
-def log_to_stderr(**_: Any) -> None:
-    """Log our own and Celery's warnings to stderr, one line each."""
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
-    for name in ("tasks", "workers"):
-        logging.getLogger(name).setLevel(logging.INFO)
+def use_our_logs(**_: Any) -> None:
+    """Keep Celery from setting its own handlers."""
+    log_to_stderr(Settings.load().log_format)
 
 
 def model_spec(settings: Settings) -> ModelSpec:
@@ -76,9 +72,9 @@ def start_slot(sender: str | None = None, **_: Any) -> None:
 
     A child that died here would be replaced at once and fail again, for ever.
     """
-    log_to_stderr()
-    lifeline.hang_on_parent()
     settings = Settings.load()
+    log_to_stderr(settings.log_format)
+    lifeline.hang_on_parent()
     spec = model_spec(settings)
     url = broker_url(settings)
     ledger = Ledger(broker.connect(url), url)
@@ -99,7 +95,7 @@ def start_slot(sender: str | None = None, **_: Any) -> None:
     pulse.start()
     try:
         celery_app.installed.slot = _load(settings, spec, ledger, pulse)
-    except Exception as exc:
+    except Exception as exc:  # noqa: BLE001 - a process boundary
         if not isinstance(exc, PenstockError):
             traceback.print_exc()
         log.error("Slot failed to start: %s", exc, extra={"action": "start"})  # noqa: TRY400 - shown above

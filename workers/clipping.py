@@ -52,8 +52,6 @@ def tokenise_clipped(
         for i, encoding in zip(short, tokenise(wider), strict=True):
             encodings[i] = encoding
         short = [
-            i
-            for i, text in zip(short, wider, strict=True)
-            if len(text) < len(texts[i]) and not is_full(encodings[i])
+            i for i, text in zip(short, wider, strict=True) if len(text) < len(texts[i]) and not is_full(encodings[i])
         ]
     return encodings

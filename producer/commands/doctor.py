@@ -105,7 +105,11 @@ def _store(settings: Settings) -> str:
 def _worker_checks(settings: Settings) -> list[dict[str, str | bool]]:
     environment = {**os.environ, **settings.environment(), "PYTHONSAFEPATH": "1"}
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "workers.doctor"], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-m", "workers.doctor"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it left no message"])[-1]

@@ -12,14 +12,13 @@ import typer
 from pydantic import ValidationError
 
 from producer.chunking import Chunk
-from producer.client import Client, read_files
+from producer.client import Client, job_key, read_files
 from producer.commands import options as shared
 from producer.estimate import estimate
 from producer.job import Job
 from producer.progress import Progress
 from producer.rows import Row
 from producer.runs import Run
-from producer.submission import submission_key
 from producer.summary import print_summary, summary
 from producer.writers import check_kept, check_out
 from tasks.errors import JobFailed, UsageError
@@ -93,20 +92,12 @@ def encode(  # noqa: PLR0913 - one parameter an option
         typer.Option(min=1, help="Embedded: slots. Default: one a core, capped by memory; one a GPU."),
     ] = None,
     vector_dtype: Annotated[Dtype, typer.Option(help="Type of the stored vectors.")] = Dtype.float32,
-    truncate_dim: Annotated[
-        int | None, typer.Option(metavar="D", help="Keep the first D dimensions.")
-    ] = None,
-    normalize: Annotated[
-        bool, typer.Option("--normalize/--no-normalize", help="Scale vectors to length 1.")
-    ] = False,
+    truncate_dim: Annotated[int | None, typer.Option(metavar="D", help="Keep the first D dimensions.")] = None,
+    normalize: Annotated[bool, typer.Option("--normalize/--no-normalize", help="Scale vectors to length 1.")] = False,
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Text before each record.")] = None,
-    prompt_name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="One of the model's own prompts.")
-    ] = None,
+    prompt_name: Annotated[str | None, typer.Option(metavar="NAME", help="One of the model's own prompts.")] = None,
     max_tokens: Annotated[int | None, typer.Option(metavar="N", help="Tokens of a record at most.")] = None,
-    keep_fields: Annotated[
-        str, typer.Option(metavar="A,B", help="Fields that are carried to the results.")
-    ] = "",
+    keep_fields: Annotated[str, typer.Option(metavar="A,B", help="Fields that are carried to the results.")] = "",
     chunk_rows: Annotated[int | None, typer.Option(metavar="N", help="Rows of a chunk at most.")] = None,
     chunk_bytes: Annotated[int | None, typer.Option(metavar="N", help="Bytes of a chunk at most.")] = None,
     on_error: Annotated[
@@ -117,13 +108,9 @@ def encode(  # noqa: PLR0913 - one parameter an option
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count and estimate, submit nothing.")] = False,
     broker: shared.Broker = None,
     store: shared.Store = None,
-    detach: Annotated[
-        bool, typer.Option("--detach", help="Cluster: print the job id once all is uploaded.")
-    ] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Cluster: print the job id once all is uploaded.")] = False,
     devices: Annotated[str | None, typer.Option(help="Embedded: cpu, cuda, cuda:0,cuda:1.")] = None,
-    threads_per_process: Annotated[
-        int | None, typer.Option(metavar="N", help="Embedded: threads of a slot.")
-    ] = None,
+    threads_per_process: Annotated[int | None, typer.Option(metavar="N", help="Embedded: threads of a slot.")] = None,
     max_batch_tokens: Annotated[
         int | None, typer.Option(metavar="N", help="Embedded: tokens of a batch at most.")
     ] = None,
@@ -150,7 +137,6 @@ def encode(  # noqa: PLR0913 - one parameter an option
         raise UsageError("No model is named: give --model MODEL or set PENSTOCK_MODEL.")
     if detach and settings.broker_url is None:
         raise UsageError("--detach needs a cluster: name its broker with --broker. Embedded workers end with us.")
-    ModelSpec.parse(settings.model)
     how = _options(
         vector_dtype=vector_dtype,
         truncate_dim=truncate_dim,
@@ -167,7 +153,8 @@ def encode(  # noqa: PLR0913 - one parameter an option
     if dry_run:
         _print_estimate(estimate(rows, settings, how), as_json=as_json)
         return
-    with _open(settings, [key, how.model_dump(), on_error]) as client:
+    run = job_key(key, settings, ModelSpec.parse(settings.model), how, on_error.value)[:16]
+    with _open(settings, run) as client:
         shown_id = None if id_field is None else f"field {id_field!r}"
         spec = client.spec(settings.model, how, key=key, on_error=on_error.value, name=name, keep_fields=keep)
         job = _submit_and_wait(client, spec, rows, missing_id=shown_id, detach=detach)
@@ -177,7 +164,10 @@ def encode(  # noqa: PLR0913 - one parameter an option
         status = job.status()
         written = job.collect(out, overwrite=overwrite) if out is not None else []
         result = summary(
-            status, out=written, seconds=time.monotonic() - started, workers=len(client.live_slots(spec.queue))
+            status,
+            out=written,
+            seconds=time.monotonic() - started,
+            workers=len(client.live_slots(spec.queue)),
         )
     if as_json:
         shared.print_json(result)
@@ -197,13 +187,13 @@ def _options(**values: Any) -> EncodeOptions:
 
 
 @contextmanager
-def _open(settings: Settings, identity: list[Any]) -> Iterator[Client]:
+def _open(settings: Settings, name: str) -> Iterator[Client]:
     """Open the cluster, or the embedded run of this very command with its workers."""
     if settings.broker_url is not None:
         with Client(settings=settings) as client:
             yield client
         return
-    run = Run.at(settings.state_dir, submission_key(identity, model=settings.model, store=settings.store_url)[:16])
+    run = Run.at(settings.state_dir, name)
     with Client.embedded(run=run, settings=settings) as client:
         if not client.is_owner:
             raise UsageError(
@@ -259,9 +249,7 @@ def _report_detached(client: Client, spec: JobSpec, *, as_json: bool) -> None:
     else:
         typer.echo(spec.job)
     if not slots:
-        shared.err.print(
-            f"penstock: no live worker serves {spec.model}. {client.how_to_start(spec)}", markup=False
-        )
+        shared.err.print(f"penstock: no live worker serves {spec.model}. {client.how_to_start(spec)}", markup=False)
 
 
 def _print_estimate(found: dict[str, Any], *, as_json: bool) -> None:

@@ -14,7 +14,6 @@ from rich.table import Table
 from producer.client import Client
 from producer.commands import options as shared
 from producer.job import Job
-from producer.progress import Progress
 from producer.runs import runs
 from producer.summary import print_summary, summary
 from producer.writers import check_out
@@ -25,7 +24,8 @@ from tasks.settings import Settings
 SHOWN_ERRORS = 10
 
 Out = Annotated[
-    str, typer.Option("--out", metavar="FILE", help=".npy .parquet .arrow .jsonl, or a folder or URL ending in /.")
+    str,
+    typer.Option("--out", metavar="FILE", help=".npy .parquet .arrow .jsonl, or a folder or URL ending in /."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing --out.")]
 

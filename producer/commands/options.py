@@ -18,7 +18,11 @@ from tasks.settings import Settings
 Broker = Annotated[
     str | None,
     typer.Option(
-        "--broker", metavar="URL", help="Redis or Valkey of the cluster.", show_envvar=True, envvar="PENSTOCK_BROKER_URL"
+        "--broker",
+        metavar="URL",
+        help="Redis or Valkey of the cluster.",
+        show_envvar=True,
+        envvar="PENSTOCK_BROKER_URL",
     ),
 ]
 Store = Annotated[

@@ -30,14 +30,16 @@ def register(app: typer.Typer) -> None:
 def worker(  # noqa: PLR0913 - one parameter an option
     model: shared.Model = None,
     devices: Annotated[
-        str | None, typer.Option(metavar="LIST", help="cpu, cuda (all), cuda:0,cuda:1. Default: GPUs, else cpu.")
+        str | None,
+        typer.Option(metavar="LIST", help="cpu, cuda (all), cuda:0,cuda:1. Default: GPUs, else cpu."),
     ] = None,
     processes_per_device: Annotated[
         int | None,
         typer.Option(metavar="N", help="Slots per device. Default: one a GPU; on CPU one a core, capped by memory."),
     ] = None,
     threads_per_process: Annotated[
-        int | None, typer.Option(metavar="N", help="Compute threads of a slot. Default: the cores shared out.")
+        int | None,
+        typer.Option(metavar="N", help="Compute threads of a slot. Default: the cores shared out."),
     ] = None,
     max_batch_tokens: Annotated[
         int | None, typer.Option(metavar="N", help="Tokens of a batch at most, padding included.")

@@ -88,9 +88,7 @@ def test_dry_run_counts_and_submits_nothing(shell: Shell) -> None:
         ("c.txt", b"", "c.txt is empty"),
     ],
 )
-def test_bad_input_is_one_line_and_nothing_is_submitted(
-    shell: Shell, name: str, content: bytes, says: str
-) -> None:
+def test_bad_input_is_one_line_and_nothing_is_submitted(shell: Shell, name: str, content: bytes, says: str) -> None:
     """Exit code 4, the file and the line, no output, no state folder."""
     (shell.folder / name).write_bytes(content)
     done = shell.run("encode", name, "--model", "fake", "--out", "v.npy", code=4)
@@ -120,9 +118,7 @@ def test_bad_input_far_into_the_corpus_fails_the_job(shell: Shell) -> None:
         ((), "No model is named"),
     ],
 )
-def test_a_wrong_option_is_one_line_with_the_remedy(
-    shell: Shell, arguments: tuple[str, ...], says: str
-) -> None:
+def test_a_wrong_option_is_one_line_with_the_remedy(shell: Shell, arguments: tuple[str, ...], says: str) -> None:
     """Exit code 2, before anything is started."""
     shell.write("corpus.txt", ["a"])
     shell.write("taken.npy", [""])

@@ -28,9 +28,7 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 PACKS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
 
 NOT_JSON = "each line must be one JSON object"
-NO_PARQUET = (
-    "Parquet magic bytes not found in footer. Either the file is corrupted or this is not a parquet file"
-)
+NO_PARQUET = "Parquet magic bytes not found in footer. Either the file is corrupted or this is not a parquet file"
 FOREIGN_TIME = "holds a value that Python cannot express; cast it to string"
 BAD_CELL = "a cell with quotes or line breaks stands in quotes, and its own quotes are doubled"
 
@@ -122,9 +120,7 @@ class TestEveryFormat:
     def test_a_text_of_ten_megabytes_is_a_row_like_any_other(self, format_):
         """A whole book in one record is no fault."""
         texts = ["é" * 5_000_000, "short"]
-        data = (
-            "\n".join(texts).encode() if format_ == "txt" else WRITERS[format_]([{"text": t} for t in texts])
-        )
+        data = "\n".join(texts).encode() if format_ == "txt" else WRITERS[format_]([{"text": t} for t in texts])
         assert [row.text for row in read(f"a.{format_}", data)] == texts
 
     @pytest.mark.parametrize("pack", [".gz", ".zst"])
@@ -253,8 +249,7 @@ class TestEncoding:
         """It can be written in JSON and nowhere else; a whole pair is a character."""
         data = b'{"text": "\\ud83d\\ude00"}\n' + record.encode()
         assert message_of("a.jsonl", data, keep_fields=["kept"]) == (
-            f'a.jsonl, line 2: field "{field}" holds a lone surrogate ({half}), '
-            "which is no character; repair it"
+            f'a.jsonl, line 2: field "{field}" holds a lone surrogate ({half}), which is no character; repair it'
         )
 
 
@@ -403,8 +398,7 @@ class TestCsv:
     def test_a_header_without_the_text_field_is_refused(self):
         """Without a header, the first record stands in its place."""
         assert message_of("a.csv", b"id,body\n1,a\n") == (
-            'a.csv: no field "text"; the header has "id", "body"; '
-            "name the one with the text with --text-field"
+            'a.csv: no field "text"; the header has "id", "body"; name the one with the text with --text-field'
         )
 
     @pytest.mark.parametrize("header", [b"text,text,id,n", b"text,id,id,n", b"text,id,n,n"])
@@ -506,16 +500,13 @@ class TestParquet:
     def test_a_file_without_the_text_column_is_refused(self):
         """Its columns are listed."""
         assert message_of("a.parquet", parquet_of({"id": [1], "body": ["x"]})) == (
-            'a.parquet: no field "text"; the file has "id", "body"; '
-            "name the one with the text with --text-field"
+            'a.parquet: no field "text"; the file has "id", "body"; name the one with the text with --text-field'
         )
 
     def test_a_column_that_is_there_twice_is_refused(self):
         """Which one is meant is not known."""
         table = pa.Table.from_arrays([pa.array(["x"]), pa.array(["y"])], names=["text", "text"])
-        assert message_of("a.parquet", parquet_of(table)) == (
-            'a.parquet: the file has column "text" twice; rename one'
-        )
+        assert message_of("a.parquet", parquet_of(table)) == ('a.parquet: the file has column "text" twice; rename one')
 
     def test_a_text_that_is_null_is_refused_with_its_row(self):
         """Rows are counted across batches and row groups."""
@@ -651,9 +642,7 @@ class TestItems:
     @pytest.mark.parametrize("item", ["x", ("a", "x")])
     def test_kept_fields_need_mappings(self, item):
         """A bare text has no fields."""
-        with pytest.raises(
-            BadInput, match=r"^item 0: .* has no fields to keep; pass dicts, or leave out keep_fields$"
-        ):
+        with pytest.raises(BadInput, match=r"^item 0: .* has no fields to keep; pass dicts, or leave out keep_fields$"):
             list(read_items([item], keep_fields=["n"]))
 
     def test_an_empty_iterable_is_refused_at_its_end(self):

@@ -42,9 +42,7 @@ METADATA = {"model": "MiniLM", "revision": "", "job": "j-1", "options": '{"pooli
 ERROR = "Row 2 has no tokens."
 
 
-def chunk(
-    first_row: int, vectors: np.ndarray, *, errors: dict[int, str] | None = None, kept: bool = False
-) -> pa.Table:
+def chunk(first_row: int, vectors: np.ndarray, *, errors: dict[int, str] | None = None, kept: bool = False) -> pa.Table:
     """Build a chunk result as a worker does; errors and kept values go by row number."""
     numbers = range(first_row, first_row + len(vectors))
     inputs = input_table(
@@ -239,9 +237,7 @@ def test_parquet_row_groups_are_bounded_by_bytes_and_vectors_have_no_dictionary(
 
 def test_numbers_in_jsonl_are_as_short_as_float32_allows(tmp_path):
     """0.1 is 0.1, not the double next to it; what JSON cannot say is null, and -0.0 keeps its sign."""
-    vectors = np.array(
-        [[0.1, -0.0, 1.0], [np.inf, -np.inf, np.nan], [3.4028235e38, 1e-45, 1 / 3]], np.float32
-    )
+    vectors = np.array([[0.1, -0.0, 1.0], [np.inf, -np.inf, np.nan], [3.4028235e38, 1e-45, 1 / 3]], np.float32)
     info = ResultInfo(3, 3, "float32", {}, {})
     write_results([chunk(0, vectors)], info, str(tmp_path / "x.jsonl"), overwrite=False)
     lines = (tmp_path / "x.jsonl").read_text(encoding="utf-8").splitlines()
@@ -315,9 +311,7 @@ def test_whatever_is_written_is_read_back(tmp_path_factory, name, drawn):
                 np.array(got["vector"], info.vector_dtype).tobytes()
                 == np.array(row["vector"], info.vector_dtype).tobytes()
             )
-        assert {key: got[key] for key in row if key != "vector"} == {
-            key: row[key] for key in row if key != "vector"
-        }
+        assert {key: got[key] for key in row if key != "vector"} == {key: row[key] for key in row if key != "vector"}
 
 
 # --- a folder of shards ---
@@ -480,6 +474,20 @@ def test_a_kept_value_of_another_type_is_refused_without_showing_it(tmp_path):
     assert "naïve" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch, name):
+    """After a power cut, what has the name is whole."""
+    forced = []
+
+    def fsync(descriptor: int) -> None:
+        assert not (tmp_path / name).exists()
+        forced.append(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_results(*job(failed=False)[:2], f"{tmp_path}/{name}", overwrite=False)
+    assert (tmp_path / name).stat().st_ino in forced
+
+
 class FullDisk(io.FileIO):
     """A file on a disk with no room beyond a few bytes."""
 
@@ -533,9 +541,7 @@ def test_an_unknown_extension_is_refused_with_those_known(tmp_path, monkeypatch,
     """The message lists what can be written."""
     monkeypatch.chdir(tmp_path)
     out = f"y/{name}" if name else "y"
-    with pytest.raises(
-        UsageError, match=r"\.npy, \.parquet, \.arrow, \.jsonl, \.jsonl\.gz, \.jsonl\.zst"
-    ) as caught:
+    with pytest.raises(UsageError, match=r"\.npy, \.parquet, \.arrow, \.jsonl, \.jsonl\.gz, \.jsonl\.zst") as caught:
         check_out(out, overwrite=True)
     assert not isinstance(caught.value, OutputExists)
 
@@ -651,6 +657,4 @@ def test_kept_fields_may_not_have_the_name_of_a_result_column(tmp_path):
     with pytest.raises(UsageError, match="--keep-fields id,error"):
         check_kept(["title", "id", "error"])
     with pytest.raises(UsageError, match="--keep-fields vector"):
-        write_results(
-            [], ResultInfo(0, 3, "float32", {"vector": "json"}, {}), f"{tmp_path}/x.npy", overwrite=False
-        )
+        write_results([], ResultInfo(0, 3, "float32", {"vector": "json"}, {}), f"{tmp_path}/x.npy", overwrite=False)

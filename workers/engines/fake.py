@@ -32,7 +32,7 @@ class FakeEncoder:
                 values = {}
             if values.keys() != _DEFAULTS.keys():
                 raise ModelNotFound(f"--model {name}: options are {', '.join(_DEFAULTS)}, as in fake:dim=64.")
-        if not (1 <= values["dim"] < 2**20 and 1 <= values["limit"] < 2**31 and 0 <= values["ms_per_row"] < 1e6):
+        if not (1 <= values["dim"] < 2**20 and 1 <= values["limit"] < 2**31 and values["ms_per_row"] >= 0):
             raise ModelNotFound(f"--model {name}: a number is out of its range.")
         self._dim, self._limit = int(values["dim"]), int(values["limit"])
         self._row_s = values["ms_per_row"] / 1000

@@ -71,7 +71,8 @@ class TokenFeatures:
 
     def __init__(self, model: SentenceTransformer, device: str) -> None:
         self._model = model
-        self._tokenizer = model[0].tokenizer
+        first: Any = model[0]
+        self._tokenizer = first.tokenizer
         self._device = device
         #: A text can be cut before tokenising only if truncation takes its end.
         self._may_clip = self._tokenizer.truncation_side == "right"
@@ -82,7 +83,7 @@ class TokenFeatures:
         extra: dict[str, Any] = {}
 
         def tokenise(some: list[str]) -> list[Any]:
-            features = self._model.preprocess(some, prompt=prompt, processing_kwargs=how)
+            features: Any = self._model.preprocess(some, prompt=prompt, processing_kwargs=how)
             extra.update({name: features[name] for name in ("modality", "prompt_length") if name in features})
             return list(features.encodings)
 
@@ -135,7 +136,7 @@ class TextFeatures:
             how = {"processing_kwargs": {"text": {"max_length": limit + 1}}}
         found = [_count_tokens(self._model.preprocess([text], prompt=prompt, **how)) for text in texts]
         counts = np.array(found, np.int32)
-        extra = {"prompt": prompt}
+        extra: dict[str, Any] = {"prompt": prompt}
         if how:
             extra["processing_kwargs"] = {"text": {"max_length": limit}}
         return Prepared(np.minimum(counts, limit), counts > limit, list(texts), extra)

@@ -101,7 +101,7 @@ class SentenceTransformerEncoder:
         """Run a batch; if it fails, run its rows alone, and give those that fail again an error."""
         try:
             vectors = self._forward(self._features.batch(prepared, batch), options)
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - whatever the model raises, the other rows go on
             if len(batch) > 1:
                 log.warning("Batch failed, running its rows alone", extra={"action": "split", "rows": len(batch)})
                 for i in batch:

@@ -1,0 +1,106 @@
+"""penstock from scripts, with the fake engine and local workers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from producer import Client
+from tasks.errors import BadInput, JobFailed, UsageError
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """An embedded client with two slots."""
+    state = tmp_path_factory.mktemp("state")
+    with Client.embedded(model="fake:dim=8", workers=2, state_dir=state, chunk_rows=7) as opened:
+        yield opened
+    assert list((state / "runs").iterdir()) == []
+
+
+def test_a_file_is_encoded_waited_for_and_collected(client: Client, tmp_path: Path) -> None:
+    """Vectors, tables and files of one job agree."""
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"doc_id": f"d{i}", "body": f"text {i}"}) + "\n" for i in range(40)))
+    job = client.encode(str(corpus), model="fake:dim=8", text_field="body", id_field="doc_id")
+    status = job.wait(progress=True)
+    assert (status.state, status.rows_done, status.chunks) == ("done", 40, 6)
+    vectors = job.vectors()
+    assert (vectors.shape, vectors.dtype) == ((40, 8), np.dtype("float32"))
+    tables = list(job.results())
+    assert [table.num_rows for table in tables] == [7, 7, 7, 7, 7, 5]
+    assert [name for table in tables for name in table["id"].to_pylist()] == [f"d{i}" for i in range(40)]
+    job.collect(str(tmp_path / "vectors.npy"))
+    np.testing.assert_array_equal(np.load(tmp_path / "vectors.npy"), vectors)
+
+
+def test_any_iterable_is_streamed(client: Client) -> None:
+    """Strings, mappings and (id, text) pairs; the same text has the same vector."""
+    forms = [
+        (text for text in ("one", "two", "three")),
+        [{"id": str(i), "text": text} for i, text in enumerate(("one", "two", "three"))],
+        [("0", "one"), ("1", "two"), ("2", "three")],
+    ]
+    found = []
+    for corpus in forms:
+        job = client.encode(corpus, model="fake:dim=8")
+        job.wait()
+        found.append(job.vectors())
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+
+
+def test_options_reach_the_engine(client: Client) -> None:
+    """Half precision, fewer dimensions, unit length."""
+    job = client.encode(["a b c"], model="fake:dim=8", vector_dtype="float16", truncate_dim=4, normalize=True)
+    job.wait()
+    vectors = job.vectors()
+    assert (vectors.shape, vectors.dtype) == ((1, 4), np.dtype("float16"))
+    assert np.linalg.norm(vectors.astype(np.float32)) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_kept_fields_and_truncation_are_in_the_results(client: Client) -> None:
+    """A row whose text was longer than the model takes says so."""
+    corpus = [{"text": "word " * 300, "year": 1}, {"text": "", "year": 2}]
+    job = client.encode(corpus, model="fake:dim=8", keep_fields=["year"])
+    job.wait()
+    (table,) = job.results()
+    assert table["truncated"].to_pylist() == [True, False]
+    assert table["n_tokens"].to_pylist() == [256, 0]
+    assert job.status().kept_types == {"year": "int64"}
+
+
+def test_a_corpus_without_records_is_refused(client: Client) -> None:
+    """Before anything is submitted."""
+    before = len(client.jobs())
+    with pytest.raises(BadInput):
+        client.encode([], model="fake:dim=8")
+    assert len(client.jobs()) == before
+
+
+def test_a_job_that_fails_raises_with_its_reason(client: Client) -> None:
+    """What the engine refuses comes back by name."""
+    job = client.encode(["a"], model="fake:dim=8", truncate_dim=9)
+    with pytest.raises(JobFailed, match="more than the model's 8 dimensions"):
+        job.wait()
+    client.note_collected(job.id)
+
+
+def test_waiting_stops_when_the_time_is_up(client: Client) -> None:
+    """The job goes on; nobody serves this other model."""
+    job = client.encode(["a"], model="fake:dim=9")
+    with pytest.raises(TimeoutError):
+        job.wait(timeout_s=0.3)
+    assert job.cancel() == "cancelled"
+    client.note_collected(job.id)
+
+
+def test_without_a_broker_the_cluster_client_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line names the setting and the alternative."""
+    monkeypatch.delenv("PENSTOCK_BROKER_URL", raising=False)
+    with pytest.raises(UsageError, match=r"Client\.embedded"):
+        Client()
