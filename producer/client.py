@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Self, TypedDict, Unpack
+from typing import Any, Self
 
 from producer.chunking import Chunk, KeptTypes, cut_chunks
+from producer.corpus import Corpus, job_key, read_corpus
 from producer.embedded import EmbeddedServer, EmbeddedWorkers
 from producer.job import Job
-from producer.readers import read_items, read_rows
 from producer.rows import Row
 from producer.runs import Run
-from producer.sources import expand
-from producer.submission import submission_key, submit
+from producer.submission import submit
 from producer.writers import check_kept
 from tasks import broker, delivery, weights
 from tasks.errors import Permanent, StoreMismatch, UsageError
@@ -26,22 +23,6 @@ from tasks.messages import EncodeOptions, JobSpec, ModelSpec, OnError, new_job_i
 from tasks.settings import Settings
 from tasks.store import open_store, store_id
 from tasks.workforce import SlotStatus
-
-#: What `Client.encode` takes: paths, globs and URLs, or the records themselves.
-Corpus = str | Path | Sequence[str | Path] | Iterable[str | Mapping[str, Any] | tuple[Any, str]]
-
-
-#: Rows and characters that are read before a job is submitted.
-AHEAD_ROWS = 2000
-AHEAD_CHARS = 1_000_000
-
-
-class FieldNames(TypedDict):
-    """Which fields of a record are its text and its id, and which are carried to the results."""
-
-    text_field: str
-    id_field: str | None
-    keep_fields: tuple[str, ...]
 
 
 class Client:
@@ -299,53 +280,3 @@ class Client:
                 f"{others[0].store_id}; this client uses {self.store.url}, id {self.store_id}. Start both with the "
                 "same --store."
             )
-
-
-def job_key(corpus: str, settings: Settings, model: ModelSpec, options: EncodeOptions, on_error: str) -> str:
-    """Return the key of a job: the same for the same corpus, cut in the same way, with the same model and options."""
-    return submission_key(
-        [corpus],
-        model=model.digest,
-        options=options.model_dump(),
-        on_error=on_error,
-        chunks=[settings.chunk_rows, settings.chunk_bytes],
-    )
-
-
-def read_corpus(
-    corpus: Corpus, *, text_field: str, id_field: str | None, keep_fields: tuple[str, ...]
-) -> tuple[Iterable[Row], str]:
-    """Return the rows of a corpus, and a key that the same files and fields have again.
-
-    Records that exist only in this process, and standard input, get a random key.
-
-    Raises:
-        BadInput: a file is not there or cannot be read.
-    """
-    fields: FieldNames = {"text_field": text_field, "id_field": id_field, "keep_fields": keep_fields}
-    if isinstance(corpus, (str, Path)):
-        return read_files([str(corpus)], **fields)
-    if isinstance(corpus, Sequence) and corpus and isinstance(corpus[0], Path):
-        return read_files([str(path) for path in corpus], **fields)
-    return read_items(corpus, **fields), secrets.token_hex(16)  # type: ignore[arg-type]
-
-
-def read_files(inputs: Sequence[str], **fields: Unpack[FieldNames]) -> tuple[Iterable[Row], str]:
-    """Do the same for files, globs, URLs and ``-``."""
-    sources = expand(inputs)
-    identities = [source.identity() for source in sources]
-    key = secrets.token_hex(16) if None in identities else submission_key(identities, **fields)
-    return read_ahead(read_rows(sources, **fields)), key
-
-
-def read_ahead(rows: Iterator[Row]) -> Iterator[Row]:
-    """Read the first rows at once, so that what is wrong with them is known before anything is started."""
-    first: list[Row] = []
-    n_chars = 0
-    while len(first) < AHEAD_ROWS and n_chars < AHEAD_CHARS:
-        row = next(rows, None)
-        if row is None:
-            break
-        first.append(row)
-        n_chars += len(row.text)
-    return itertools.chain(first, rows)

@@ -14,7 +14,8 @@ import pyarrow as pa
 from producer.writers import ResultInfo
 from tasks import keys, tables
 from tasks.errors import DamagedObject, JobFailed
-from tasks.ledger import JobStatus, Ledger, Recorded
+from tasks.ledger import Ledger
+from tasks.records import JobStatus, Recorded
 from tasks.store import Store, checked
 
 #: Chunks whose records are asked of the ledger at a time.

@@ -14,8 +14,8 @@ from producer.progress import Progress
 from producer.writers import write_results
 from tasks import delivery
 from tasks.errors import StoreMismatch, UsageError
-from tasks.ledger import JobStatus
 from tasks.messages import JobSpec
+from tasks.records import JobStatus
 from tasks.workforce import SlotStatus
 
 if TYPE_CHECKING:

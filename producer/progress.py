@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
-from tasks.ledger import JobStatus
+from tasks.records import JobStatus
 from tasks.workforce import SlotStatus
 
 #: Seconds of the window over which rates are taken.

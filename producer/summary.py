@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tasks.ledger import JobStatus
+from tasks.records import JobStatus
 
 
 def summary(status: JobStatus, *, out: Sequence[str], seconds: float | None, workers: int) -> dict[str, Any]:

@@ -17,9 +17,9 @@ import pyarrow as pa
 
 from tasks import keys, tables
 from tasks.errors import Permanent, Transient
-from tasks.ledger import Lease, Refusal
 from tasks.messages import Receipt, Ticket
 from tasks.ports import Encoded
+from tasks.records import Lease, Refusal
 from tasks.retrying import retry_transient
 from tasks.slot import Slot
 

@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from tasks.errors import Transient
-from tasks.ledger import Lease, Ledger
+from tasks.ledger import Ledger
+from tasks.records import Lease
 from tasks.settings import Settings
 from tasks.workforce import SlotStatus
 

@@ -12,8 +12,9 @@ import typer
 from pydantic import ValidationError
 
 from producer.chunking import Chunk
-from producer.client import Client, job_key, read_files
+from producer.client import Client
 from producer.commands import options as shared
+from producer.corpus import job_key, read_files
 from producer.estimate import estimate
 from producer.job import Job
 from producer.progress import Progress

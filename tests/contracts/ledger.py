@@ -394,6 +394,14 @@ class LedgerContract:
         assert desk.ask(1) == Refusal("void", "failed")
         assert ledger.active_jobs() == []
 
+    def test_an_error_row_in_the_last_chunk_fails_the_job_too(self, ledger, make_spec):
+        """That everything is recorded does not make it done."""
+        desk = Desk(ledger, make_spec(on_error="fail")).create()
+        desk.announce(0)
+        desk.seal(1)
+        desk.do(0, failed_rows=1)
+        assert desk.status.state == "failed"
+
     # -- weights ---------------------------------------------------------------------------------------------
 
     def test_the_first_record_pins_the_weights(self, desk):
@@ -564,6 +572,16 @@ class LedgerContract:
         assert desk.status.state == "done"
         assert desk.ledger.active_jobs() == []
 
+    def test_what_was_retried_with_success_is_not_retried_again(self, desk):
+        """A second retry reopens what failed since the first."""
+        desk.announce(0, 1)
+        desk.seal(2)
+        desk.do(0, 1, failed_rows=1)
+        desk.ledger.retry(desk.spec)
+        desk.do(0)
+        desk.do(1, failed_rows=2)
+        assert desk.ledger.retry(desk.spec) == ("done", 1, [1])
+
     def test_a_job_that_failed_before_its_seal_is_not_retried(self, desk):
         """Its corpus is not all in the store: it is submitted again instead."""
         desk.announce(0)
@@ -680,6 +698,16 @@ class LedgerContract:
         assert status.seconds == pytest.approx({"read": 1.6, "tokenise": 0.4, "model": 0.6, "write": 0.8})
         assert 0 <= status.work_s < 20
         assert abs(status.created_ms - now_ms(desk.ledger)) < 20_000
+
+    def test_the_time_of_work_goes_from_the_first_claim_to_the_last_record(self, desk):
+        """Waiting for slots before and idling afterwards are not in the rate that people see."""
+        desk.announce(0)
+        wait_ms(desk.ledger, 100)
+        before = now_ms(desk.ledger)
+        lease = desk.take(0)
+        wait_ms(desk.ledger, 20)
+        desk.record(lease)
+        assert 0.02 <= desk.status.work_s <= (now_ms(desk.ledger) - before) / 1000
 
     def test_a_job_is_found_by_its_submission_key(self, desk):
         """The same command again resumes the same job."""

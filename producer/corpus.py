@@ -1,0 +1,82 @@
+"""A corpus as it is handed over: files, globs and URLs, or the records themselves; and the key it is known by."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+from producer.readers import read_items, read_rows
+from producer.rows import Row
+from producer.sources import expand
+from producer.submission import submission_key
+from tasks.messages import EncodeOptions, ModelSpec
+from tasks.settings import Settings
+
+#: What `Client.encode` takes: paths, globs and URLs, or the records themselves.
+Corpus = str | Path | Sequence[str | Path] | Iterable[str | Mapping[str, Any] | tuple[Any, str]]
+
+
+#: Rows and characters that are read before a job is submitted.
+AHEAD_ROWS = 2000
+AHEAD_CHARS = 1_000_000
+
+
+class FieldNames(TypedDict):
+    """Which fields of a record are its text and its id, and which are carried to the results."""
+
+    text_field: str
+    id_field: str | None
+    keep_fields: tuple[str, ...]
+
+
+def job_key(corpus: str, settings: Settings, model: ModelSpec, options: EncodeOptions, on_error: str) -> str:
+    """Return the key of a job: the same for the same corpus, cut in the same way, with the same model and options."""
+    return submission_key(
+        [corpus],
+        model=model.digest,
+        options=options.model_dump(),
+        on_error=on_error,
+        chunks=[settings.chunk_rows, settings.chunk_bytes],
+    )
+
+
+def read_corpus(
+    corpus: Corpus, *, text_field: str, id_field: str | None, keep_fields: tuple[str, ...]
+) -> tuple[Iterable[Row], str]:
+    """Return the rows of a corpus, and a key that the same files and fields have again.
+
+    Records that exist only in this process, and standard input, get a random key.
+
+    Raises:
+        BadInput: a file is not there or cannot be read.
+    """
+    fields: FieldNames = {"text_field": text_field, "id_field": id_field, "keep_fields": keep_fields}
+    if isinstance(corpus, (str, Path)):
+        return read_files([str(corpus)], **fields)
+    if isinstance(corpus, Sequence) and corpus and isinstance(corpus[0], Path):
+        return read_files([str(path) for path in corpus], **fields)
+    return read_items(corpus, **fields), secrets.token_hex(16)  # type: ignore[arg-type]
+
+
+def read_files(inputs: Sequence[str], **fields: Unpack[FieldNames]) -> tuple[Iterable[Row], str]:
+    """Do the same for files, globs, URLs and ``-``."""
+    sources = expand(inputs)
+    identities = [source.identity() for source in sources]
+    key = secrets.token_hex(16) if None in identities else submission_key(identities, **fields)
+    return read_ahead(read_rows(sources, **fields)), key
+
+
+def read_ahead(rows: Iterator[Row]) -> Iterator[Row]:
+    """Read the first rows at once, so that what is wrong with them is known before anything is started."""
+    first: list[Row] = []
+    n_chars = 0
+    while len(first) < AHEAD_ROWS and n_chars < AHEAD_CHARS:
+        row = next(rows, None)
+        if row is None:
+            break
+        first.append(row)
+        n_chars += len(row.text)
+    return itertools.chain(first, rows)
