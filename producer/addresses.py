@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+from tasks import object_store
 from tasks.errors import BadInput
 
 if TYPE_CHECKING:
-    from obstore.store import ClientConfig, ObjectStore, RetryConfig
-
-#: Schemes of web servers.
-WEB_SCHEMES = ("https", "http")
+    from obstore.store import ObjectStore
 
 #: URL schemes that can be read.
-SCHEMES = ("s3", "gs", "az", *WEB_SCHEMES)
-
-#: A request that moves no byte for 30 s is repeated; there is no limit to the whole, a slow line is no fault.
-_CLIENT: ClientConfig = {"connect_timeout": "5s", "read_timeout": "30s", "timeout": "1day"}
-
-#: Repetitions end after a minute, then a person is told.
-_RETRIES: RetryConfig = {"max_retries": 10, "retry_timeout": timedelta(seconds=60)}
+SCHEMES = ("s3", "gs", "az", *object_store.WEB_SCHEMES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +38,7 @@ class Address:
             BadInput: it names no object.
         """
         scheme, _, rest = url.partition("://")
-        is_web, query = scheme.lower() in WEB_SCHEMES, ""
+        is_web, query = scheme.lower() in object_store.WEB_SCHEMES, ""
         if is_web:
             rest, mark, query = rest.partition("#")[0].partition("?")
             query = mark + query
@@ -63,14 +54,8 @@ class Address:
     @property
     def is_web(self) -> bool:
         """Whether a web server answers, which may lack range requests."""
-        return self.root.startswith(WEB_SCHEMES)
+        return self.root.startswith(object_store.WEB_SCHEMES)
 
     def connect(self) -> ObjectStore:
         """Build the store of this address; nothing is sent yet."""
-        import obstore.store
-
-        # plain HTTP only where an address says so: here, or in the environment's endpoint of a bucket
-        client: ClientConfig = {**_CLIENT, "allow_http": not self.root.startswith("https")}
-        # the class, as from_url takes some https addresses for buckets and wants credentials for them
-        make = obstore.store.HTTPStore.from_url if self.is_web else obstore.store.from_url
-        return make(self.root, client_options=client, retry_config=_RETRIES)
+        return object_store.connect(self.root)

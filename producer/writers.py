@@ -23,7 +23,7 @@ from producer.columns import ResultInfo, check_kept
 from producer.outputs import LocalFile, LocalFolder, Output
 from producer.remote_outputs import RemoteFile, RemoteFolder
 from tasks.errors import UsageError
-from tasks.store import OBJECT_SCHEMES
+from tasks.object_store import SCHEMES as OBJECT_SCHEMES
 
 __all__ = ["ResultInfo", "check_kept", "check_out", "write_results"]
 

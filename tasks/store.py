@@ -10,26 +10,19 @@ import secrets
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
-from pathlib import Path
-from typing import Any, Protocol, cast
-from urllib.parse import unquote, urlsplit
+from typing import Protocol, cast
 
 import obstore
 import redis
 from obstore.exceptions import AlreadyExistsError, BaseError
-from obstore.store import LocalStore, ObjectStore, from_url
+from obstore.store import ObjectStore
 
-from tasks import broker, keys
+from tasks import broker, keys, object_store
 from tasks.errors import DamagedObject, StoreFull, StoreUnavailable, UsageError
+from tasks.object_store import first_line
 
-#: Schemes of object stores, and of Redis.
-OBJECT_SCHEMES = ("file", "s3", "gs", "az")
+#: Schemes of Redis.
 REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+socket")
-
-#: Requests to object stores: seconds for one, seconds for a connection, and how often a fault is tried again.
-CLIENT_OPTIONS = {"timeout": "60s", "connect_timeout": "5s"}
-RETRIES = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
 
 
 class Store(Protocol):
@@ -59,28 +52,10 @@ def open_store(url: str, *, redis_limit_bytes: int = 2**63) -> Store:
     scheme = url.partition("://")[0]
     if scheme in REDIS_SCHEMES:
         return RedisStore(broker.connect(url, decode=False), broker.redact(url), redis_limit_bytes)
-    if scheme not in OBJECT_SCHEMES:
-        known = ", ".join(f"{scheme}://" for scheme in (*OBJECT_SCHEMES, "redis"))
+    if scheme not in object_store.SCHEMES:
+        known = ", ".join(f"{scheme}://" for scheme in (*object_store.SCHEMES, "redis"))
         raise UsageError(f"--store {broker.redact(url)}: not one of {known}.")
-    return ObjectStoreAdapter(object_store(url), url)
-
-
-def object_store(url: str) -> ObjectStore:
-    """Return obstore's client for a URL; credentials come from the environment and the usual chains.
-
-    Raises:
-        UsageError: obstore cannot make a client of it.
-    """
-    parts = urlsplit(url)
-    try:
-        if parts.scheme == "file":
-            if parts.netloc not in {"", "localhost"} or not parts.path:
-                raise UsageError(f"{url}: a folder is named as file:///PATH, with three slashes.")
-            return LocalStore(Path(unquote(parts.path)), mkdir=True)
-        options: Any = {"client_options": CLIENT_OPTIONS, "retry_config": RETRIES}
-        return from_url(url, **options)
-    except (BaseError, OSError, ValueError) as exc:
-        raise UsageError(f"{broker.redact(url)}: {first_line(exc)}") from exc
+    return ObjectStoreAdapter(object_store.connect(url), url)
 
 
 def store_id(store: Store) -> str:
@@ -202,8 +177,3 @@ class RedisStore:
             yield
         except redis.RedisError as exc:
             raise StoreUnavailable(f"The store {self.url} failed: {first_line(exc)}") from exc
-
-
-def first_line(exc: BaseException) -> str:
-    """Return the first line of an error's text: obstore adds pages of debug source."""
-    return str(exc).strip().split("\n", 1)[0]

@@ -1,8 +1,9 @@
 """Clipping characters before tokenising: a 10 MB line is not tokenised whole to keep 256 tokens.
 
-A text is cut only before a plain space that follows another character. Tokenizers split there or, without such a
-split, have no token that spans it from the left, so the tokens before the cut are those of the whole text. A text
-without such a place is not cut.
+A text is cut only between a character that is no white space and a plain space. Tokenizers split there or, without
+such a split, have no token that spans it from the left, so the tokens before the cut are those of the whole text. In a
+run of white space that is not so: GPT-2's makes one piece of a line break and the spaces behind it. A text without
+such a place is not cut.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ def clip(text: str, n_chars: int) -> str:
     if len(text) <= n_chars:
         return text
     cut = text.rfind(" ", 1, n_chars + 1)
-    while cut > 0 and text[cut - 1] == " ":
-        cut -= 1
+    while cut > 0 and text[cut - 1].isspace():
+        cut = text.rfind(" ", 1, cut)
     return text[:cut] if cut > 0 else clip(text, WIDEN * n_chars)
 
 

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
 
-from producer import addresses
 from producer.readers import Row, read_rows
 from producer.sources import expand
+from tasks import object_store
 from tasks.errors import BadInput, StoreUnavailable
 
 RECORDS = [{"id": str(number), "text": f"text {number} é", "n": number} for number in range(5000)]
@@ -121,7 +121,7 @@ def serving(files, *, has_ranges=True):
 def impatient(monkeypatch):
     """Give up after the first try."""
     retries = {"max_retries": 0, "retry_timeout": timedelta(seconds=1)}
-    monkeypatch.setattr(addresses, "_RETRIES", retries)
+    monkeypatch.setattr(object_store, "RETRIES", retries)
 
 
 def message_of(url) -> str:

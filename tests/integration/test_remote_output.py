@@ -151,6 +151,20 @@ def test_shards_are_objects_below_the_prefix(bucket, tmp_path, monkeypatch, out)
     assert drafts_left(tmp_path) == []
 
 
+def test_the_local_disk_holds_one_shard_at_a_time(bucket, monkeypatch):
+    """A shard is removed here once it is uploaded."""
+    monkeypatch.setattr(shards, "SHARD_ROWS", 2)
+    upload, held = remote_outputs.Prefix.upload, []
+
+    def counted(self, path):
+        held.append(len(list(path.parent.glob("*.parquet"))))
+        upload(self, path)
+
+    monkeypatch.setattr(remote_outputs.Prefix, "upload", counted)
+    write_results(*job(6)[:2], "s3://results/all/", overwrite=False)
+    assert held == [1, 1] * 3 + [0, 0]  # the list of errors and the manifest come last
+
+
 def test_overwriting_shards_leaves_none_of_the_old_and_all_that_is_foreign(bucket, monkeypatch):
     """Shards beyond the new ones and the list of errors go, an object that penstock did not write stays."""
     monkeypatch.setattr(shards, "SHARD_ROWS", 1)

@@ -3,9 +3,10 @@
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from workers import clipping
 from workers.clipping import CHARS_PER_TOKEN, clip, tokenise_clipped
 
 #: How tokenizers cut a text before they look pieces up: at white space (BERT), and as in GPT-2 and Qwen, where white
@@ -17,7 +18,9 @@ SPLITS = {
 }
 
 #: Few characters, so that all kinds of neighbours occur.
-TEXTS = st.lists(st.sampled_from(["a", "bcd", "7", ";", " ", "    ", "\n", "\t", "\u00a0", "é"]), max_size=120).map("".join)
+TEXTS = st.lists(st.sampled_from(["a", "bcd", "7", ";", " ", "    ", "\n", "\t", "\u00a0", "é"]), max_size=120).map(
+    "".join
+)
 
 
 def pieces_of(split: str, text: str) -> list[str]:
@@ -45,11 +48,14 @@ class Tokeniser:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-@given(texts=st.lists(TEXTS, max_size=4), limit=st.integers(1, 4))
-def test_clipping_changes_no_token(split, texts, limit):
+@settings(max_examples=200)
+@given(texts=st.lists(TEXTS, max_size=3), limit=st.integers(1, 6), chars_per_token=st.integers(1, 8))
+def test_clipping_changes_no_token(split, texts, limit, chars_per_token):
     """Tokens and the note that there were more are those of the whole text, for any text."""
     tokenise = Tokeniser(split, limit)
-    clipped = tokenise_clipped(texts, limit, tokenise, lambda row: row[1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clipping, "CHARS_PER_TOKEN", chars_per_token)
+        clipped = tokenise_clipped(texts, limit, tokenise, lambda row: row[1])
     assert clipped == Tokeniser(split, limit)(texts)
 
 
@@ -77,7 +83,7 @@ def test_a_text_without_spaces_is_not_cut():
 
 def test_a_long_first_word_is_kept_whole():
     """The look widens until it finds the end of a word."""
-    assert clip("x" * 100 + " y z", 10) == "x" * 100
+    assert clip("x" * 100 + " y" * 100, 10) == "x" * 100 + " y" * 29 + " y"
 
 
 def test_a_long_text_is_not_read_to_its_end():

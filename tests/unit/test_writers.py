@@ -253,6 +253,7 @@ def test_the_same_results_are_the_same_gzip_bytes(tmp_path):
     for name in ("a.jsonl.gz", "b.jsonl.gz"):
         write_results(tables, info, f"{tmp_path}/{name}", overwrite=False)
     assert (tmp_path / "a.jsonl.gz").read_bytes() == (tmp_path / "b.jsonl.gz").read_bytes()
+    assert (tmp_path / "a.jsonl.gz").read_bytes()[4:8] == bytes(4)  # RFC 1952: MTIME, none
 
 
 @st.composite
