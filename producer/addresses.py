@@ -58,4 +58,4 @@ class Address:
 
     def connect(self) -> ObjectStore:
         """Build the store of this address; nothing is sent yet."""
-        return object_store.connect(self.root)
+        return object_store.connect(self.root, object_store.STREAMS)

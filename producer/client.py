@@ -130,7 +130,7 @@ class Client:
         # Slots that are noted here died with the last owner of this run: nobody waits for their leases to lapse.
         for slot in self.ledger.workforce.slots():
             self.ledger.bury(slot)
-        changes = {"model": model, "processes_per_device": workers or self.settings.processes_per_device}
+        changes = {"model": model, "workers": workers or self.settings.workers}
         self._workers = EmbeddedWorkers(self.run, self.settings.model_copy(update=changes))
 
     @property

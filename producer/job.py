@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Seconds between two looks at a job.
 POLL_S = 0.1
+#: Seconds between two looks at the slots that serve it, of which there may be many.
+LOOK_S = 0.5
 #: Seconds without a live slot after which that is said.
 LONELY_S = 10.0
 
@@ -69,15 +71,19 @@ class Job:
     def follow(self, shown: Progress, *, timeout_s: float | None = None) -> JobStatus:
         """Wait, and report to a progress display that is open already."""
         started = time.monotonic()
+        look_at = 0.0
+        slots: list[SlotStatus] = []
         while True:
             status = self.status()
-            slots = self.slots()
+            if time.monotonic() >= look_at or status.is_over:
+                slots = self.slots()
+                self._check_refusals(slots)
+                look_at = time.monotonic() + LOOK_S
             shown.update(status, slots)
             if status.is_over:
                 status.raise_for_state()
                 return status
             self._client.check_workers()
-            self._check_refusals(slots)
             self._reconcile()
             waited_s = time.monotonic() - started
             if not slots and waited_s > LONELY_S and not self._client.is_embedded:
@@ -88,23 +94,30 @@ class Job:
 
     def results(self) -> Iterator[pa.Table]:
         """Yield the results chunk by chunk, in the order of the rows."""
-        yield from collect.result_tables(self._client.ledger, self._client.store, self.status())
+        yield from self._tables(self.status())
         self._client.note_collected(self.id)
 
     def vectors(self) -> np.ndarray:
         """Return all vectors (n_rows, dim) in the order of the rows; rows with an error are NaN."""
-        return collect.stack_vectors(self.results(), collect.result_info(self.status()))
+        status = self.status()
+        vectors = collect.stack_vectors(self._tables(status), collect.result_info(status))
+        self._client.note_collected(self.id)
+        return vectors
 
     def collect(self, out: str, *, overwrite: bool = False) -> list[str]:
         """Write the results to a file or folder, streaming. Returns what was written."""
-        return write_results(self.results(), collect.result_info(self.status()), out, overwrite=overwrite)
+        status = self.status()
+        written = write_results(self._tables(status), collect.result_info(status), out, overwrite=overwrite)
+        # Only now: until the file has its name, the store holds the only copy.
+        self._client.note_collected(self.id)
+        return written
 
     def errors(self, count: int) -> list[dict[str, object]]:
         """Return row number, id and error of the first rows that failed."""
         status = self.status()
         if not status.failed_rows or status.recorded < status.chunks:
             return []
-        return collect.first_errors(collect.result_tables(self._client.ledger, self._client.store, status), count)
+        return collect.first_errors(self._tables(status), count)
 
     def cancel(self) -> str:
         """End the job; chunks in work are dropped. Returns the state that it has now."""
@@ -121,6 +134,9 @@ class Job:
             raise UsageError(f"Job {self.id} is {state}; only a job that is done or failed can be retried.")
         delivery.publish(self._client.app, self.spec, tickets)
         return chunks
+
+    def _tables(self, status: JobStatus) -> Iterator[pa.Table]:
+        return collect.result_tables(self._client.ledger, self._client.store, status)
 
     def _reconcile(self) -> None:
         ledger, settings = self._client.ledger, self._client.settings

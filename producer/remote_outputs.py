@@ -6,24 +6,19 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 import obstore
 import pyarrow as pa
 from obstore.exceptions import BaseError
-from obstore.store import from_url
 
 from producer.columns import ResultInfo
 from producer.outputs import LocalFile, errors_beside, exists
 from producer.result_formats import format_of
 from producer.shards import MANIFEST, is_shard_file, write_shards
 from tasks.errors import StoreUnavailable
-
-if TYPE_CHECKING:
-    from obstore.store import ClientConfig, RetryConfig
+from tasks.object_store import connect
 
 #: Bytes of one part of an upload, and parts under way at a time: together the memory that an upload takes.
 PART_BYTES = 8 * 2**20
@@ -31,13 +26,6 @@ PARTS_AT_A_TIME = 4
 
 #: S3 takes no more parts of one object: parts grow with files beyond 78 GiB.
 MAX_PARTS = 10_000
-
-#: A line of 2 Mbit/s sends the parts under way in two minutes. Plain HTTP is for an endpoint that the
-#: environment names, such as MinIO's: options given here replace AWS_ALLOW_HTTP and its like.
-CLIENT: ClientConfig = {"connect_timeout": "5s", "timeout": "2m", "allow_http": True}
-
-#: A fault that stays for five minutes is told.
-RETRIES: RetryConfig = {"max_retries": 5, "retry_timeout": timedelta(minutes=5)}
 
 
 @dataclass(frozen=True)
@@ -147,7 +135,7 @@ class Prefix:
         bucket, _, self._key = rest.partition("/")
         self._url = url
         with self._reaching():
-            self._client = from_url(f"{scheme}://{bucket}", client_options=CLIENT, retry_config=RETRIES)
+            self._client = connect(f"{scheme}://{bucket}")
 
     def has(self, name: str) -> bool:
         """Tell whether there is an object of that name."""

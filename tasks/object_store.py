@@ -20,14 +20,18 @@ if TYPE_CHECKING:
 SCHEMES = ("file", "s3", "gs", "az")
 WEB_SCHEMES = ("https", "http")
 
-#: A request that moves no byte for 30 s is repeated; there is no limit to the whole, a slow line is no fault.
-CLIENT: ClientConfig = {"connect_timeout": "5s", "read_timeout": "30s", "timeout": "1day"}
+#: Chunks, results and parts of uploads are some MiB each: a request takes two minutes at most, which a line of
+#: 2 Mbit/s keeps. obstore's ``read_timeout`` would also run while a body is sent.
+OBJECTS: ClientConfig = {"connect_timeout": "5s", "timeout": "2m"}
+
+#: Inputs may be one long response: a silence of 30 s ends it, there is no limit to the whole.
+STREAMS: ClientConfig = {"connect_timeout": "5s", "read_timeout": "30s", "timeout": "1day"}
 
 #: A fault that stays for a minute is told.
 RETRIES: RetryConfig = {"max_retries": 10, "retry_timeout": timedelta(seconds=60)}
 
 
-def connect(url: str) -> ObjectStore:
+def connect(url: str, options: ClientConfig = OBJECTS) -> ObjectStore:
     """Return obstore's client for a folder, bucket, prefix or web server; nothing is sent yet.
 
     Credentials come from the environment and the usual chains.
@@ -37,7 +41,7 @@ def connect(url: str) -> ObjectStore:
     """
     scheme = urlsplit(url).scheme.lower()
     # Plain HTTP only where an address says so: here, or in the environment's endpoint of a bucket, such as MinIO's.
-    client: ClientConfig = {**CLIENT, "allow_http": scheme != "https"}
+    client: ClientConfig = {**options, "allow_http": scheme != "https"}
     # The class, as from_url takes some https addresses for buckets and wants credentials for them.
     make = obstore.store.HTTPStore.from_url if scheme in WEB_SCHEMES else obstore.store.from_url
     try:

@@ -72,6 +72,9 @@ class Settings(BaseSettings):
     )
     model: str | None = Field(None, description="Worker: the model that this node loads.")
     devices: str = Field("auto", description="Worker: cpu, cuda (all), cuda:0,cuda:1 or auto.")
+    workers: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Embedded: slots in all, shared out among the devices. Default: as for a worker."
+    )
     processes_per_device: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Worker: slots per device. Default: one a GPU; on CPU one a core, capped by memory."
     )
@@ -114,7 +117,7 @@ class Settings(BaseSettings):
             raise UsageError(
                 f"Settings: {explain(exc)}. They come from arguments, PENSTOCK_* variables and {CONFIG_FILE}."
             ) from exc
-        except (YAMLError, TypeError, ValueError) as exc:
+        except (YAMLError, AttributeError, TypeError, ValueError) as exc:  # also from a list, or from numbered keys
             mark = getattr(exc, "problem_mark", None)
             where = f" (line {mark.line + 1})" if mark else ""
             raise UsageError(

@@ -35,11 +35,14 @@ def verify(spec: ModelSpec) -> None:
     """Compare weights whose published checksum is known.
 
     Raises:
-        ModelNotFound: they are not the published ones.
+        ModelNotFound: they are missing or not the published ones.
     """
     name = spec.name
     for file, expected in CHECKSUMS.get(name, {}).items():
-        with (Path(locate(spec)) / file).open("rb") as opened:
+        path = Path(locate(spec)) / file
+        if not path.is_file():
+            raise ModelNotFound(f"--model {name}: {file} is missing; reinstall the package.", model=name)
+        with path.open("rb") as opened:
             actual = hashlib.file_digest(opened, "sha256").hexdigest()
         if actual != expected:
             raise ModelNotFound(

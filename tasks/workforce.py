@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -74,24 +75,28 @@ class Workforce:
             pipe.zrem(keys.SLOTS, slot)
             pipe.execute()
 
-    def slots(self, *, node: str = "", queue: str = "") -> list[SlotStatus]:
-        """Return the slots that reported lately, of one node or queue if named."""
+    def slots(self, *, queue: str = "") -> list[SlotStatus]:
+        """Return the slots that reported lately, of one queue if named."""
+        with self._ledger.reaching():
+            names = cast("list[str]", self._ledger.redis.zrange(keys.SLOTS, 0, -1))
+        return [slot for slot in self.named(names) if not queue or slot.queue == queue]
+
+    def named(self, names: Sequence[str]) -> list[SlotStatus]:
+        """Return those of the named slots that reported lately."""
+        if not names:
+            return []
         with self._ledger.reaching():
             now_ms = self._now_ms()
-            seen = cast(
-                "list[tuple[str, float]]",
-                self._ledger.redis.zrange(keys.SLOTS, 0, -1, withscores=True),
-            )
             with self._ledger.redis.pipeline(transaction=False) as pipe:
-                for slot, _ in seen:
-                    pipe.hgetall(keys.slot(slot))
-                hashes = pipe.execute()
-        found = [
-            _slot_status(fields, max(0.0, now_ms - at_ms) / 1000)
-            for (_, at_ms), fields in zip(seen, hashes, strict=True)
+                pipe.zmscore(keys.SLOTS, list(names))
+                for name in names:
+                    pipe.hgetall(keys.slot(name))
+                seen, *hashes = pipe.execute()
+        return [
+            _slot_status(fields, max(0.0, now_ms - (at_ms or 0)) / 1000)
+            for at_ms, fields in zip(seen, hashes, strict=True)
             if fields
         ]
-        return [slot for slot in found if (not node or slot.node == node) and (not queue or slot.queue == queue)]
 
     def _now_ms(self) -> int:
         seconds, microseconds = self._ledger.redis.time()

@@ -144,7 +144,8 @@ class Watch(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def _look(self, consumer: Any) -> None:
         try:
-            slots = self._ledger.workforce.slots(node=consumer.hostname)
+            names = [f"{consumer.hostname}/{index}" for index in range(consumer.pool.num_processes)]
+            slots = self._ledger.workforce.named(names)
             self._open_queue(consumer, slots)
             self._bury(consumer, slots)
             self._reconcile(consumer.hostname)

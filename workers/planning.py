@@ -64,12 +64,20 @@ def plan_nodes(settings: Settings, spec: ModelSpec) -> list[NodePlan]:
     """
     slot_bytes = _slot_bytes(spec)
     devices = _devices(settings.devices)
+    if settings.workers is not None:
+        devices = devices[: settings.workers]
     cores = max(1, _cores() // len(devices))
-    return [_plan_node(device, settings, cores, slot_bytes) for device in devices]
+    plans = []
+    for index, device in enumerate(devices):
+        share = None if settings.workers is None else len(range(index, settings.workers, len(devices)))
+        plans.append(_plan_node(device, settings, cores, slot_bytes, share))
+    return plans
 
 
-def _plan_node(device: str, settings: Settings, cores: int, slot_bytes: int) -> NodePlan:
-    if settings.processes_per_device is not None:
+def _plan_node(device: str, settings: Settings, cores: int, slot_bytes: int, share: int | None) -> NodePlan:
+    if share is not None:
+        slots = share
+    elif settings.processes_per_device is not None:
         slots = settings.processes_per_device
     elif device == "cpu":
         slots = max(1, min(cores, int(_free_bytes() * MEMORY_SHARE) // slot_bytes))
@@ -98,14 +106,23 @@ def _devices(wanted: str) -> list[str]:
 
 
 def _gpus() -> list[str]:
-    """Return ``cuda:N`` for each GPU that the driver lists, if torch is built for CUDA."""
+    """Return ``cuda:N`` for each GPU that the driver lists, if torch is built for CUDA.
+
+    A scheduler that gives a process some of a machine's GPUs names them in CUDA_VISIBLE_DEVICES, by number or UUID; the
+    driver lists all the same.
+    """
     program = shutil.which("nvidia-smi")
     if program is None or _torch_is_cpu_build():
         return []
     listed = subprocess.run(
         [program, "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, check=False
     )
-    return [f"cuda:{line.strip()}" for line in listed.stdout.splitlines() if line.strip().isdigit()]
+    gpus = [line.strip() for line in listed.stdout.splitlines() if line.strip().isdigit()]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if gpus and visible is not None:
+        given = [name.strip() for name in visible.split(",")]
+        gpus = [name for name in given if name in gpus or name.startswith(("GPU-", "MIG-"))]
+    return [f"cuda:{gpu}" for gpu in gpus]
 
 
 def _torch_is_cpu_build() -> bool:

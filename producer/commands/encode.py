@@ -130,7 +130,7 @@ def encode(  # noqa: PLR0913 - one parameter an option
         chunk_bytes=chunk_bytes,
         devices=devices,
         threads_per_process=threads_per_process,
-        processes_per_device=workers,
+        workers=workers,
         max_batch_tokens=max_batch_tokens,
         model=model,
     )
