@@ -32,8 +32,17 @@ def main() -> None:
     except PenstockError as exc:
         if debug:
             raise
-        Console(stderr=True).print(f"penstock: {exc}", highlight=False, markup=False, soft_wrap=True)
+        _say(str(exc))
         sys.exit(exc.exit_code)
+    except OSError as exc:
+        if debug:
+            raise
+        _say(f"{exc.filename or 'a system call'}: {exc.strerror or exc}.")
+        sys.exit(PenstockError.exit_code)
+
+
+def _say(line: str) -> None:
+    Console(stderr=True).print(f"penstock: {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

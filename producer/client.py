@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
+
+from pydantic import ValidationError
 
 from producer.chunking import Chunk, KeptTypes, cut_chunks
 from producer.corpus import Corpus, job_key, read_corpus
@@ -19,10 +22,12 @@ from producer.writers import check_kept
 from tasks import broker, delivery, weights
 from tasks.errors import Permanent, StoreMismatch, UsageError
 from tasks.ledger import Ledger
-from tasks.messages import EncodeOptions, JobSpec, ModelSpec, OnError, new_job_id
+from tasks.messages import EncodeOptions, JobSpec, ModelSpec, OnError, explain, new_job_id
 from tasks.settings import Settings
 from tasks.store import open_store, store_id
 from tasks.workforce import SlotStatus
+
+log = logging.getLogger(__name__)
 
 
 class Client:
@@ -114,6 +119,8 @@ class Client:
             self._server.stop()
             if self.run is not None and owned and not self._uncollected:
                 self.run.remove()
+            elif self.run is not None and owned:
+                log.info("State kept, its jobs were not collected", extra={"folder": str(self.run.folder)})
 
     def start_workers(self, model: str, workers: int | None = None) -> None:
         """Start the local workers of an embedded client, unless another process runs them already.
@@ -197,7 +204,10 @@ class Client:
         found = self.ledger.find(fields["key"]) if self.is_embedded else None
         if found is not None and self.ledger.status(found.job).state in {"submitting", "running", "done"}:
             return found
-        return JobSpec(job=new_job_id(), model=parsed, options=options, store_id=self.store_id, **fields)
+        try:
+            return JobSpec(job=new_job_id(), model=parsed, options=options, store_id=self.store_id, **fields)
+        except ValidationError as exc:
+            raise UsageError(f"Job: {explain(exc)}.") from exc
 
     def submit(
         self,

@@ -46,6 +46,8 @@ def connect(url: str, options: ClientConfig = OBJECTS) -> ObjectStore:
     make = obstore.store.HTTPStore.from_url if scheme in WEB_SCHEMES else obstore.store.from_url
     try:
         if scheme == "file":
+            if urlsplit(url).netloc not in {"", "localhost"} or not urlsplit(url).path:
+                raise UsageError(f"{url}: a folder is named as file:///PATH, with three slashes.")
             return obstore.store.LocalStore(Path(unquote(urlsplit(url).path)), mkdir=True)
         return make(url, client_options=client, retry_config=RETRIES)
     except (BaseError, OSError, ValueError) as exc:

@@ -92,12 +92,12 @@ class ObjectStoreAdapter:
 
     def put(self, key: str, data: bytes) -> None:
         """Write an object whole."""
-        with self._reaching(key):
+        with self._writing(key):
             obstore.put(self._client, key, data)
 
     def create(self, key: str, data: bytes) -> bool:
         """Write an object unless the key is taken."""
-        with self._reaching(key):
+        with self._writing(key):
             try:
                 obstore.put(self._client, key, data, mode="create")
             except AlreadyExistsError:
@@ -116,6 +116,14 @@ class ObjectStoreAdapter:
                 obstore.delete(self._client, key)
             except FileNotFoundError:
                 return
+
+    @contextmanager
+    def _writing(self, key: str) -> Iterator[None]:
+        with self._reaching(key):
+            try:
+                yield
+            except FileNotFoundError as exc:
+                raise UsageError(f"The store {self.url} is not there: make its bucket or container first.") from exc
 
     @contextmanager
     def _reaching(self, key: str) -> Iterator[None]:

@@ -62,7 +62,7 @@ def _checks(settings: Settings) -> Iterator[dict[str, str | bool]]:
     if settings.store_url or settings.broker_url:
         yield _check("store", lambda: _store(settings))
     else:
-        yield _check("store", lambda: f"none configured: embedded, in {settings.state_dir}")
+        yield _check("store", lambda: _state_folder(settings))
     yield from _worker_checks(settings)
     if settings.broker_url and settings.model:
         yield _check("workers", lambda: _workers(settings))
@@ -100,6 +100,14 @@ def _store(settings: Settings) -> str:
     store.get(key)
     store.delete(key)
     return f"{store.url}, id {name}, readable and writable"
+
+
+def _state_folder(settings: Settings) -> str:
+    folder = settings.state_dir.expanduser()
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not os.access(there, os.W_OK):
+        raise PenstockError(f"{there} is not writable: name another folder with PENSTOCK_STATE_DIR.")
+    return f"none configured: embedded, in {folder}"
 
 
 def _worker_checks(settings: Settings) -> list[dict[str, str | bool]]:
