@@ -9,7 +9,7 @@ penstock:key:KEY        string the job that this submission key made for ever cl
 penstock:job:J          hash   spec, state, counters                 for ever ledger steps all
 penstock:job:J:open     zset   chunk -> time (ms) when its ticket or job      ledger steps ledger steps
                                lease lapses: released, not recorded
-penstock:job:J:leases   hash   chunk -> "token slot"                 job      ledger steps ledger steps
+penstock:job:J:leases   hash   chunk -> "token slot"; "0": delayed   job      ledger steps ledger steps
 penstock:job:J:attempts hash   chunk -> claims so far                chunk    ledger steps ledger steps
 penstock:job:J:done     hash   chunk -> "token rows failed truncated for ever ledger steps client
                                tokens padded bytes crc32"

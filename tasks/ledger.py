@@ -230,7 +230,7 @@ class Ledger:
 
     @contextmanager
     def reaching(self) -> Iterator[None]:
-        """Turn connection faults into BrokerUnavailable."""
+        """Turn faults of the broker into BrokerUnavailable: it is away, or full, or a replica for the moment."""
         try:
             yield
         except (redis.ConnectionError, redis.TimeoutError) as exc:
@@ -238,6 +238,11 @@ class Ledger:
                 f"The broker at {self.where} does not answer ({type(exc).__name__}). Check that Redis or Valkey "
                 "runs there and that --broker names it."
             ) from exc
+        except redis.ResponseError as exc:
+            is_passing = isinstance(exc, (redis.OutOfMemoryError, redis.ReadOnlyError))
+            if not is_passing and not re.search(r"\b(OOM|READONLY|MISCONF)\b", str(exc)):
+                raise
+            raise BrokerUnavailable(f"The broker at {self.where} takes no writes: {exc}") from exc
 
 
 def _ms(seconds: float) -> int:

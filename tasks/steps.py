@@ -170,10 +170,15 @@ return tickets
 """
 
 #: ARGV chunk token is_forgiven delay_ms: the lease is given up (its slot died, or hands the chunk back); the chunk
-#: may be taken again after the delay. Returns the tickets.
+#: may be taken again after the delay. Until then nobody has the lease, which no claim and no reconciler takes for a
+#: lost ticket. Returns the tickets.
 FREE = """
 if holds(ARGV[1], ARGV[2]) then
-  redis.call('HDEL', leases, ARGV[1])
+  if ARGV[4] == '0' then
+    redis.call('HDEL', leases, ARGV[1])
+  else
+    redis.call('HSET', leases, ARGV[1], '0')
+  end
   redis.call('ZADD', open, 'XX', text(now + tonumber(ARGV[4])), ARGV[1])
   if ARGV[3] == '1' then redis.call('HINCRBY', attempts, ARGV[1], -1) end
 end

@@ -135,6 +135,17 @@ class ObjectStoreAdapter:
             raise StoreUnavailable(f"The store {self.url} failed on {key}: {first_line(exc)}", key=key) from exc
 
 
+#: KEYS folder size, ARGV key data limit: writes an object if the folder stays below the limit. Returns 1, or 0 if not.
+_PUT = """
+local grown = #ARGV[2] - redis.call('HSTRLEN', KEYS[1], ARGV[1])
+local held = tonumber(redis.call('GET', KEYS[2]) or '0') + grown
+if grown > 0 and held > tonumber(ARGV[3]) then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('SET', KEYS[2], string.format('%.0f', held))
+return 1
+"""
+
+
 class RedisStore:
     """A store in Redis, for jobs that are small next to its memory: a hash per folder, a field per object."""
 
@@ -142,6 +153,7 @@ class RedisStore:
         self._redis = client
         self.url = url
         self._limit_bytes = limit_bytes
+        self._put = client.register_script(_PUT)
 
     def put(self, key: str, data: bytes) -> None:
         """Write an object whole, as long as its folder stays below the limit.
@@ -151,20 +163,21 @@ class RedisStore:
         """
         folder = keys.redis_folder(key)
         with self._reaching():
-            held = int(cast("bytes | None", self._redis.get(keys.redis_folder_bytes(key))) or 0)
-            if held + len(data) > self._limit_bytes:
-                raise StoreFull(
-                    f"A redis:// store takes {self._limit_bytes / 2**20:.0f} MiB of inputs or results a job; this "
-                    "one needs more. Name object storage or a shared folder with --store (s3://..., file://...).",
-                    limit_bytes=self._limit_bytes,
-                )
-            if self._redis.hset(folder, key, cast("str", data)):
-                self._redis.incrby(keys.redis_folder_bytes(key), len(data))
+            is_put = self._put(keys=[folder, keys.redis_folder_bytes(key)], args=[key, data, self._limit_bytes])
+        if not is_put:
+            raise StoreFull(
+                f"A redis:// store takes {self._limit_bytes / 2**20:.0f} MiB of inputs or results a job; this "
+                "one needs more. Name object storage or a shared folder with --store (s3://..., file://...).",
+                limit_bytes=self._limit_bytes,
+            )
 
     def create(self, key: str, data: bytes) -> bool:
         """Write an object unless the key is taken."""
         with self._reaching():
-            return bool(self._redis.hsetnx(keys.redis_folder(key), key, cast("str", data)))
+            is_new = bool(self._redis.hsetnx(keys.redis_folder(key), key, cast("str", data)))
+            if is_new:
+                self._redis.incrby(keys.redis_folder_bytes(key), len(data))
+        return is_new
 
     def get(self, key: str) -> bytes:
         """Read an object."""
@@ -176,8 +189,11 @@ class RedisStore:
 
     def delete(self, key: str) -> None:
         """Remove an object."""
+        folder = keys.redis_folder(key)
         with self._reaching():
-            self._redis.hdel(keys.redis_folder(key), key)
+            size = self._redis.hstrlen(folder, key)
+            if self._redis.hdel(folder, key):
+                self._redis.decrby(keys.redis_folder_bytes(key), size)
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:

@@ -12,11 +12,14 @@ import os
 import signal
 import socket
 import traceback
+import warnings
+from contextlib import suppress
 from typing import Any
 
 import billiard
 from celery import bootsteps
-from celery.signals import setup_logging, worker_init, worker_process_init
+from celery.exceptions import CPendingDeprecationWarning
+from celery.signals import setup_logging, worker_init, worker_process_init, worker_process_shutdown
 from celery.worker import state as worker_state
 
 from tasks import app as celery_app
@@ -42,6 +45,9 @@ EXIT_FAILED = 1
 WATCH_S = 0.25
 
 celery_app.installed.has_engine = True
+
+# Celery announces at each lost connection what it might do in version 6; our setting is explicit.
+warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
 
 
 @setup_logging.connect
@@ -101,6 +107,16 @@ def start_slot(sender: str | None = None, **_: Any) -> None:
         log.error("Slot failed to start: %s", exc, extra={"action": "start"})  # noqa: TRY400 - shown above
         pulse.change(state="failed", error=str(exc) or repr(exc))
         pulse.report()
+
+
+@worker_process_shutdown.connect
+def end_slot(**_: Any) -> None:
+    """Strike this slot off the ledger: it ends because it was told to."""
+    slot = celery_app.installed.slot
+    if slot is not None:
+        slot.pulse.stop()
+        with suppress(Transient):
+            slot.ledger.workforce.forget(slot.status.slot)
 
 
 def _load(settings: Settings, spec: ModelSpec, ledger: Ledger, pulse: Pulse) -> Slot:

@@ -90,7 +90,7 @@ def encode(  # noqa: PLR0913 - one parameter an option
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Embedded: slots. Default: one a core, capped by memory; one a GPU."),
+        typer.Option(metavar="N", help="Embedded: slots in all. Default: one a core, capped by memory; one a GPU."),
     ] = None,
     vector_dtype: Annotated[Dtype, typer.Option(help="Type of the stored vectors.")] = Dtype.float32,
     truncate_dim: Annotated[int | None, typer.Option(metavar="D", help="Keep the first D dimensions.")] = None,
@@ -110,17 +110,16 @@ def encode(  # noqa: PLR0913 - one parameter an option
     broker: shared.Broker = None,
     store: shared.Store = None,
     detach: Annotated[bool, typer.Option("--detach", help="Cluster: print the job id once all is uploaded.")] = False,
-    devices: Annotated[str | None, typer.Option(help="Embedded: cpu, cuda, cuda:0,cuda:1.")] = None,
-    threads_per_process: Annotated[int | None, typer.Option(metavar="N", help="Embedded: threads of a slot.")] = None,
-    max_batch_tokens: Annotated[
-        int | None, typer.Option(metavar="N", help="Embedded: tokens of a batch at most.")
-    ] = None,
+    devices: shared.Devices = None,
+    processes_per_device: shared.ProcessesPerDevice = None,
+    threads_per_process: shared.ThreadsPerProcess = None,
+    max_batch_tokens: shared.MaxBatchTokens = None,
     as_json: shared.AsJson = False,
 ) -> None:
     """Encode a corpus into vectors.
 
     Without a broker everything runs here: a private server, local workers, a state folder. The same command again
-    goes on where an interrupted one stopped.
+    goes on where an interrupted one stopped. With a broker, --workers and the workers' own options do not count.
     """
     started = time.monotonic()
     settings = Settings.load(
@@ -129,6 +128,7 @@ def encode(  # noqa: PLR0913 - one parameter an option
         chunk_rows=chunk_rows,
         chunk_bytes=chunk_bytes,
         devices=devices,
+        processes_per_device=processes_per_device,
         threads_per_process=threads_per_process,
         workers=workers,
         max_batch_tokens=max_batch_tokens,

@@ -43,6 +43,32 @@ Model = Annotated[
         envvar="PENSTOCK_MODEL",
     ),
 ]
+Devices = Annotated[
+    str | None,
+    typer.Option("--devices", metavar="LIST", help="cpu, cuda (all), cuda:0,cuda:1. Default: the GPUs, else the CPU."),
+]
+ProcessesPerDevice = Annotated[
+    int | None,
+    typer.Option(
+        "--processes-per-device",
+        metavar="N",
+        help="Slots per device. Default: one a GPU; on CPU one a core, capped by memory.",
+    ),
+]
+ThreadsPerProcess = Annotated[
+    int | None,
+    typer.Option(
+        "--threads-per-process", metavar="N", help="Compute threads of a slot. Default: the cores shared out."
+    ),
+]
+MaxBatchTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-batch-tokens",
+        metavar="N",
+        help="Tokens of a batch at most, padding included. Default: 1024 on CPU, 16384 on GPU.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job id, as `penstock jobs` lists it.")]
 

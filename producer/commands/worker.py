@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from typing import Annotated
 
 import typer
 
@@ -29,21 +28,10 @@ def register(app: typer.Typer) -> None:
 
 def worker(  # noqa: PLR0913 - one parameter an option
     model: shared.Model = None,
-    devices: Annotated[
-        str | None,
-        typer.Option(metavar="LIST", help="cpu, cuda (all), cuda:0,cuda:1. Default: GPUs, else cpu."),
-    ] = None,
-    processes_per_device: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Slots per device. Default: one a GPU; on CPU one a core, capped by memory."),
-    ] = None,
-    threads_per_process: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Compute threads of a slot. Default: the cores shared out."),
-    ] = None,
-    max_batch_tokens: Annotated[
-        int | None, typer.Option(metavar="N", help="Tokens of a batch at most, padding included.")
-    ] = None,
+    devices: shared.Devices = None,
+    processes_per_device: shared.ProcessesPerDevice = None,
+    threads_per_process: shared.ThreadsPerProcess = None,
+    max_batch_tokens: shared.MaxBatchTokens = None,
     broker: shared.Broker = None,
     store: shared.Store = None,
 ) -> None:

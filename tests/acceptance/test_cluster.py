@@ -106,6 +106,7 @@ def test_sigterm_lets_a_worker_finish_its_chunk_and_exit_zero(cluster: Cluster) 
     wait_until(lambda: done_chunks(cluster, job) >= 1, "the job is under way")
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(30) == 0
+    assert cluster.slots() == []
     assert shell.json("status", job)["failed_rows"] == 0
     cluster.shell.start("worker", "--model", SLOW, "--devices", "cpu")
     assert shell.json("wait", job)["rows_done"] == 300

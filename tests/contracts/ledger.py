@@ -282,12 +282,22 @@ class LedgerContract:
 
     def test_a_delayed_chunk_is_ticketed_after_the_delay(self, desk):
         """A slot that cannot do it does not get it back at once."""
-        desk.announce(0, 1)
-        other = desk.take(1, slot="node/1")
+        desk.announce(0)
         assert desk.free(desk.take(0), delay_s=0.05) == []
-        desk.ledger.redis.rpush(desk.spec.queue, "another ticket")  # so that the queue says nothing
         wait_until(lambda: desk.reconcile() == [0], "the delay is over")
-        assert desk.record(other) == ("recorded", [])
+        assert desk.take(0).attempts == 1
+
+    def test_a_delayed_chunk_is_neither_claimed_nor_ticketed_before(self, desk, without_grace):
+        """Its ticket is not lost, and a second one of it is void, also for the slot that gave it back."""
+        desk.announce(0)
+        lease = desk.take(0)
+        desk.free(lease, delay_s=60)
+        wait_ms(desk.ledger, 1)
+        assert desk.reconcile() == []
+        for slot in ("node/0", "node/1", "", "0"):
+            assert desk.ask(0, slot=slot) == Refusal("void", "leased")
+        assert not desk.ledger.touch(lease, 60)
+        assert desk.record(lease)[0] == "recorded"
 
     def test_a_foreign_token_frees_nothing(self, desk):
         """Whoever lost a lease cannot take it from the new holder."""
@@ -562,6 +572,16 @@ class LedgerContract:
             tickets += desk.record(desk.take(tickets.pop(0)))[1]
         assert (desk.status.state, desk.status.failed_rows) == ("done", 0)
 
+    def test_a_gate_that_old_tickets_passed_stays_shut(self, ledger, make_spec):
+        """Tickets from before a retry are honoured, but nothing more goes out for them."""
+        desk = Desk(ledger, make_spec(), gate=2).create()
+        desk.announce(0, 1, 2, 3, 4)
+        desk.seal(5)
+        desk.do(0, 1, 2, 3, 4, failed_rows=1)
+        assert ledger.retry(desk.spec)[2] == [0, 1]
+        desk.take(4)
+        assert desk.reconcile() == []
+
     def test_a_retry_of_what_did_not_fail_changes_nothing(self, desk):
         """A done job without error rows stays done; a running one runs on."""
         desk.announce(0)
@@ -672,15 +692,23 @@ class LedgerContract:
         assert replace(found, seen_s=0.0) == status
         assert 0 <= found.seen_s < 20
 
-    def test_slots_are_asked_for_by_node_or_queue(self, ledger):
-        """A node looks after its own, a client counts those that serve its model."""
-        for slot, node, queue in (("a/0", "a", "q1"), ("a/1", "a", "q2"), ("b/0", "b", "q1")):
-            ledger.workforce.report(slot_status(slot=slot, node=node, queue=queue))
-        names = [slot.slot for slot in ledger.workforce.slots()]
-        assert sorted(names) == ["a/0", "a/1", "b/0"]
-        assert sorted(slot.slot for slot in ledger.workforce.slots(node="a")) == ["a/0", "a/1"]
+    def test_slots_are_asked_for_by_queue_or_by_name(self, ledger):
+        """A client counts those that serve its model, a node looks after its own."""
+        for slot, queue in (("a/0", "q1"), ("a/1", "q2"), ("b/0", "q1")):
+            ledger.workforce.report(slot_status(slot=slot, queue=queue))
+        assert sorted(slot.slot for slot in ledger.workforce.slots()) == ["a/0", "a/1", "b/0"]
         assert sorted(slot.slot for slot in ledger.workforce.slots(queue="q1")) == ["a/0", "b/0"]
-        assert ledger.workforce.slots(node="b", queue="q2") == []
+        assert ledger.workforce.slots(queue="q3") == []
+        assert [slot.slot for slot in ledger.workforce.named(["b/0", "c/0", "a/1"])] == ["b/0", "a/1"]
+        assert ledger.workforce.named([]) == []
+
+    def test_a_slot_that_was_struck_off_is_forgotten(self, ledger):
+        """Twice does no harm."""
+        ledger.workforce.report(slot_status())
+        ledger.workforce.forget("node/0")
+        ledger.workforce.forget("node/0")
+        assert ledger.workforce.slots() == []
+        assert ledger.workforce.named(["node/0"]) == []
 
     # -- reading ---------------------------------------------------------------------------------------------
 

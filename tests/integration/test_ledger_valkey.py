@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from redis import ResponseError
 
 from tasks import broker, keys
 from tasks import ledger as ledger_module
@@ -11,7 +12,7 @@ from tasks.errors import BrokerUnavailable
 from tasks.ledger import Lease, Ledger
 from tests.contracts.desk import Desk
 from tests.contracts.history import HISTORIES, play
-from tests.contracts.ledger import LedgerContract
+from tests.contracts.ledger import LedgerContract, slot_status
 
 #: What DESIGN.md promises for a recorded chunk.
 MOST_BYTES_PER_CHUNK = 150
@@ -56,6 +57,41 @@ def test_a_recorded_chunk_costs_the_ledger_little_memory(ledger, make_spec):
     found = list(ledger.redis.scan_iter(f"{keys.job(desk.spec.job)}*"))
     used = sum(ledger.redis.memory_usage(key, samples=0) for key in found)
     assert used / n_chunks < MOST_BYTES_PER_CHUNK
+
+
+def test_a_server_that_is_full_is_a_passing_fault(ledger, make_spec):
+    """Slots wait until somebody made room, instead of ending with what they hold."""
+    desk = Desk(ledger, make_spec()).create()
+    desk.announce(0)
+    desk.take(0)
+    ledger.redis.config_set("maxmemory", 1)
+    try:
+        for call in (lambda: desk.announce(1), lambda: desk.take(0), lambda: ledger.workforce.report(slot_status())):
+            with pytest.raises(BrokerUnavailable, match=r"takes no writes: .*maxmemory"):
+                call()
+    finally:
+        ledger.redis.config_set("maxmemory", 0)
+    assert desk.announce(1) == [1]
+
+
+def test_a_replica_is_a_passing_fault(ledger, make_spec):
+    """A failover takes some seconds."""
+    desk = Desk(ledger, make_spec()).create()
+    ledger.redis.replicaof("127.0.0.1", 1)
+    try:
+        with pytest.raises(BrokerUnavailable, match="takes no writes: "):
+            desk.announce(0)
+    finally:
+        ledger.redis.replicaof("NO", "ONE")
+    assert desk.announce(0) == [0]
+
+
+def test_a_mistake_in_a_step_is_no_passing_fault(ledger, make_spec):
+    """It would be tried again for ever."""
+    desk = Desk(ledger, make_spec())
+    ledger.redis.set(keys.job(desk.spec.job), "no hash")
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        desk.announce(0)
 
 
 def test_a_server_that_is_not_there_is_reported_soon(tmp_path):

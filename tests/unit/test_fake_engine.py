@@ -59,9 +59,7 @@ def test_a_prompt_stands_before_every_text():
     """It is part of what is fed."""
     encoder = FakeEncoder("fake", 100)
     with_prompt = encoder.encode(["text"], EncodeOptions(prompt="query: "))
-    np.testing.assert_array_equal(
-        with_prompt.vectors, encoder.encode(["query: text"], EncodeOptions()).vectors
-    )
+    np.testing.assert_array_equal(with_prompt.vectors, encoder.encode(["query: text"], EncodeOptions()).vectors)
     assert with_prompt.n_tokens.tolist() == [2]
 
 

@@ -84,7 +84,7 @@ def test_a_folder_becomes_an_absolute_path(folder, text, place):
 )  # fmt: skip
 def test_what_names_no_model_is_refused_in_one_short_line(text):
     """The line repeats what was given, and nothing but a usage error comes out of it."""
-    with pytest.raises(UsageError, match="^--model ") as caught:
+    with pytest.raises(UsageError, match=r"^--model ") as caught:
         ModelSpec.parse(text)
     assert "\n" not in str(caught.value).removeprefix(f"--model {text}")
     assert len(str(caught.value)) < 2500

@@ -82,7 +82,14 @@ def test_a_system_without_affinity_counts_all_cores(machine, monkeypatch):
 
 @pytest.mark.parametrize(
     ("quota", "slots"),
-    [("max 100000", 8), ("200000 100000", 2), ("150000 100000", 1), ("50000 100000", 1), ("9900000 100000", 8), ("", 8)],
+    [
+        ("max 100000", 8),
+        ("200000 100000", 2),
+        ("150000 100000", 1),
+        ("50000 100000", 1),
+        ("9900000 100000", 8),
+        ("", 8),
+    ],
 )
 def test_a_containers_quota_counts(machine, quota, slots):
     """Whole cores, one at least; no quota means no limit."""
@@ -197,7 +204,7 @@ def test_devices_are_those_that_were_asked_for(machine, devices, expected):
 def test_a_device_that_is_not_here_is_named(machine, devices):
     """Together with those that are."""
     machine.has(gpus="0\n1\n")
-    with pytest.raises(UsageError, match="^--devices .*not here; there are cuda:0, cuda:1, or cpu alone"):
+    with pytest.raises(UsageError, match=r"^--devices .*not here; there are cuda:0, cuda:1, or cpu alone"):
         plan(devices=devices)
 
 

@@ -89,7 +89,7 @@ def test_altered_weights_are_refused(package, published):
 def test_missing_weights_are_named(package, published):
     """An unfinished installation says so."""
     (package / "model.safetensors").unlink()
-    with pytest.raises(ModelNotFound, match="model.safetensors is missing"):
+    with pytest.raises(ModelNotFound, match=r"model\.safetensors is missing"):
         weights.verify(spec_of("pkg:some_weights/model"))
 
 

@@ -1,0 +1,507 @@
+"""The task body: claim, read, run, write, record."""
+
+from __future__ import annotations
+
+import json
+import logging
+import zlib
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from tasks import chunk, delivery, keys, tables
+from tasks.chunk import run_chunk
+from tasks.errors import BrokerUnavailable, Permanent, StoreUnavailable
+from tasks.ledger import Ledger
+from tasks.messages import EncodeOptions, ModelSpec, Ticket
+from tasks.pulse import Pulse
+from tasks.settings import Settings
+from tasks.slot import Slot
+from tasks.store import Store, checked, open_store, store_id
+from tests.conftest import wait_until
+from tests.contracts.desk import Desk, wait_ms
+from tests.contracts.ledger import slot_status
+from workers.engines.fake import FakeEncoder
+
+TEXTS = ["one", "two words", "a text of five words"]
+
+
+@dataclass
+class Site:
+    """A ledger, a store, and one job of chunks with three rows each; slots come as they are asked for."""
+
+    ledger: Ledger
+    store: Store
+    desk: Desk
+    published: list[int]
+    pulses: list[Pulse] = field(default_factory=list)
+
+    def slot(self, name="node/0", encoder=None, store=None, lease_s=20, **status) -> Slot:
+        """Return a slot that is ready; keyword arguments replace fields of its status."""
+        encoder = encoder or FakeEncoder("fake:dim=4,limit=4", 100)
+        settings = Settings(heartbeat_s=0.005, max_attempts=2, lease_s=lease_s)
+        ready = slot_status(
+            slot=name,
+            **{"queue": self.desk.spec.queue, "store_id": store_id(self.store), "model": "fake:dim=4", **status},
+        )
+        pulse = Pulse(self.ledger, settings, ready)
+        pulse.start()
+        self.pulses.append(pulse)
+        return Slot(settings, self.ledger, store or self.store, None, encoder, pulse)
+
+    def send(self, *chunks: int) -> None:
+        """Put chunk inputs into the store, announce them and seal the job."""
+        job = self.desk.spec.job
+        for number in chunks:
+            first = 3 * number
+            ids = [f"id-{first + i}" for i in range(3)]
+            data = tables.to_bytes(tables.input_table(first, ids, TEXTS))
+            self.store.put(keys.input_path(job, number), data)
+            self.desk.announce(number)
+        self.desk.seal(len(chunks))
+
+    def ticket(self, number=0) -> Ticket:
+        """Return a ticket of the job."""
+        return Ticket(version=1, job=self.desk.spec.job, chunk=number)
+
+    def result(self, number=0):
+        """Return the recorded result of a chunk, checked."""
+        (note,) = self.ledger.recorded(self.desk.spec.job, number, 1)
+        path = keys.result_path(self.desk.spec.job, number, note.token)
+        return tables.from_bytes(checked(self.store, path, note.size_bytes, note.crc32), path)
+
+
+@pytest.fixture
+def make_site(fake_ledger, make_spec, tmp_path, monkeypatch):
+    """Return a function that makes the site of a new job; keyword arguments replace fields of its spec."""
+    published = []
+    monkeypatch.setattr(chunk, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(chunk, "AGAIN_S", 0.0)
+    monkeypatch.setattr(delivery, "publish", lambda _app, _spec, chunks: published.extend(chunks))
+    store = open_store(f"file://{tmp_path}/store")
+    sites = []
+
+    def make(**fields):
+        model = ModelSpec.parse("fake:dim=4,limit=4")
+        spec = make_spec(**{"model": model, "store_id": store_id(store), **fields})
+        sites.append(Site(fake_ledger, store, Desk(fake_ledger, spec, gate=2).create(), published))
+        return sites[-1]
+
+    yield make
+    for site in sites:
+        for pulse in site.pulses:
+            pulse.stop()
+
+
+@pytest.fixture
+def site(make_site):
+    """Return a job with one chunk."""
+    site = make_site()
+    site.send(0)
+    return site
+
+
+class Faulty:
+    """A store that fails now and then."""
+
+    def __init__(self, store, **faults) -> None:
+        self._store = store
+        self._faults = faults
+        self.url = store.url
+
+    def __getattr__(self, name):
+        """Fail, or do what the store does."""
+        if name in self._faults:
+            raise self._faults[name]
+        return getattr(self._store, name)
+
+
+class Doing(FakeEncoder):
+    """An engine that does something else first."""
+
+    def __init__(self, act) -> None:
+        super().__init__("fake:dim=4,limit=4", 100)
+        self._act = act
+
+    def encode(self, texts, options):
+        """Act, then encode."""
+        self._act()
+        return super().encode(texts, options)
+
+
+def failing(error):
+    """Return an engine that raises."""
+
+    def act():
+        raise error
+
+    return Doing(act)
+
+
+# -- when all is well --------------------------------------------------------------------------------------------
+
+
+def test_a_chunk_is_read_run_written_and_recorded(site):
+    """The result is what the engine made of the texts, in their order, beside their rows and ids."""
+    assert run_chunk(site.slot(), site.ticket()) == "recorded: 3 rows"
+    table = site.result()
+    expected = FakeEncoder("fake:dim=4,limit=4", 100).encode(TEXTS, EncodeOptions())
+    np.testing.assert_array_equal(tables.vectors_of(table), expected.vectors)
+    assert table["row"].to_pylist() == [0, 1, 2]
+    assert table["id"].to_pylist() == ["id-0", "id-1", "id-2"]
+    assert table["n_tokens"].to_pylist() == [1, 2, 4]
+    assert table["truncated"].to_pylist() == [False, False, True]
+    assert table["error"].to_pylist() == [None] * 3
+    assert site.desk.status.state == "done"
+
+
+def test_options_of_the_job_reach_the_engine_and_the_table(make_site):
+    """Normalised, cut and stored in half precision."""
+    site = make_site(options=EncodeOptions(normalize=True, truncate_dim=2, vector_dtype="float16"))
+    site.send(0)
+    run_chunk(site.slot(), site.ticket())
+    vectors = tables.vectors_of(site.result())
+    assert (vectors.shape, vectors.dtype) == ((3, 2), np.float16)
+    np.testing.assert_allclose(np.linalg.norm(vectors.astype(float), axis=1), 1, atol=2e-3)
+
+
+def test_the_ledger_counts_what_the_receipt_says(site):
+    """Rows, tokens, dimension, weights and seconds per stage."""
+    run_chunk(site.slot(), site.ticket())
+    status = site.desk.status
+    assert (status.rows_done, status.failed_rows, status.truncated_rows, status.tokens) == (3, 0, 1, 7)
+    assert (status.dim, status.weights) == (4, "fake-4-4")
+    assert status.padded_tokens >= status.tokens
+    assert status.seconds["read"] > 0
+    assert status.seconds["write"] > 0
+
+
+def test_a_result_says_where_it_came_from(site):
+    """With the receipt in it, the ledger can be rebuilt from the store."""
+    run_chunk(site.slot(), site.ticket())
+    metadata = {name.decode(): value.decode() for name, value in site.result().schema.metadata.items()}
+    spec = site.desk.spec
+    assert metadata["penstock.job"] == spec.job
+    assert metadata["penstock.chunk"] == "0"
+    assert metadata["penstock.token"] == "1"
+    assert metadata["penstock.model"] == "fake:dim=4,limit=4"
+    assert metadata["penstock.weights"] == "fake-4-4"
+    assert EncodeOptions.model_validate_json(metadata["penstock.options"]) == spec.options
+    assert metadata["penstock.version"]
+    receipt = json.loads(metadata["penstock.receipt"])
+    assert (receipt["rows"], receipt["tokens"], receipt["slot"], receipt["dim"]) == (3, 7, "node/0", 4)
+
+
+def test_the_recorded_checksum_is_that_of_the_object(site):
+    """Collecting compares both."""
+    run_chunk(site.slot(), site.ticket())
+    (note,) = site.ledger.recorded(site.desk.spec.job, 0, 1)
+    data = site.store.get(keys.result_path(site.desk.spec.job, 0, note.token))
+    assert (note.size_bytes, note.crc32) == (len(data), zlib.crc32(data))
+
+
+def test_whoever_finishes_publishes_the_next_ticket(make_site):
+    """A sealed job needs no living client."""
+    site = make_site()
+    site.send(0, 1, 2, 3)
+    assert [run_chunk(site.slot(), site.ticket(number)) for number in (0, 1)] == ["recorded: 3 rows"] * 2
+    assert site.published == [2, 3]
+
+
+def test_tickets_that_cannot_be_published_do_not_undo_the_work(site, monkeypatch):
+    """The reconciler issues them again."""
+
+    def fail(*_):
+        raise BrokerUnavailable
+
+    monkeypatch.setattr(delivery, "publish", fail)
+    assert run_chunk(site.slot(), site.ticket()) == "recorded: 3 rows"
+
+
+def test_a_slot_counts_what_it_did(site):
+    """Its report shows chunks, tokens and its rate, and no claim that is over."""
+    slot = site.slot()
+    run_chunk(slot, site.ticket())
+    assert (slot.status.chunks, slot.status.tokens, slot.status.claim) == (1, 7, "")
+    assert slot.status.tokens_per_s > 0
+
+
+def test_a_slot_reports_its_claim_while_it_works(site):
+    """If it dies, its node knows which lease to free."""
+    seen = []
+    slot = site.slot(encoder=Doing(lambda: seen.extend(site.ledger.workforce.slots())))
+    run_chunk(slot, site.ticket())
+    assert [status.claim for status in seen] == [f"{site.desk.spec.job} 0 1"]
+
+
+def test_no_text_of_a_record_is_logged(site, caplog):
+    """Not even at the level of single steps."""
+    caplog.set_level(logging.DEBUG)
+    run_chunk(site.slot(encoder=failing(RuntimeError("oops"))), site.ticket())
+    run_chunk(site.slot(), site.ticket())
+    assert caplog.records
+    assert not any(text in caplog.text for text in TEXTS[1:])
+
+
+# -- void tickets ------------------------------------------------------------------------------------------------
+
+
+def test_a_double_ticket_is_void(site):
+    """The second slot does nothing."""
+    run_chunk(site.slot(), site.ticket())
+    encoder = failing(AssertionError("worked on it again"))
+    assert run_chunk(site.slot("node/1", encoder), site.ticket()) == "void: done"
+
+
+def test_a_ticket_for_a_leased_chunk_is_void(site):
+    """Somebody is at it."""
+    site.desk.take(0, slot="node/1")
+    assert run_chunk(site.slot(), site.ticket()) == "void: leased"
+
+
+@pytest.mark.parametrize("state", ["cancelled", "failed"])
+def test_a_ticket_of_a_job_that_ended_is_void(site, state):
+    """Cancelling reaches the slots in this way."""
+    site.desk.end(state)
+    assert run_chunk(site.slot(), site.ticket()) == f"void: {state}"
+
+
+def test_a_ticket_of_an_unknown_job_is_void(site):
+    """The broker outlived the ledger."""
+    ticket = Ticket(version=1, job="encode-gone", chunk=0)
+    assert run_chunk(site.slot(), ticket) == "void: unknown job"
+
+
+# -- refusals ----------------------------------------------------------------------------------------------------
+
+
+def test_a_slot_with_another_store_refuses_by_name(site):
+    """The chunk is offered again, the attempt does not count, and people read why."""
+    slot = site.slot("node/1", store_id="another-store")
+    assert run_chunk(slot, site.ticket()) == "refused"
+    (why,) = site.ledger.refusals(site.desk.spec.job).values()
+    assert "another-store" in why
+    assert site.desk.spec.store_id in why
+    assert "--store" in why
+    assert site.desk.attempts == {"0": "0"}
+    assert site.published == [0]
+    assert run_chunk(site.slot("node/2"), site.ticket()) == "recorded: 3 rows"
+
+
+def test_a_slot_does_not_get_at_once_what_it_refused(site, monkeypatch):
+    """Otherwise it would refuse it again and again, as fast as it can."""
+    monkeypatch.setattr(chunk, "AGAIN_S", 60)
+    slot = site.slot("node/1", store_id="another-store")
+    assert run_chunk(slot, site.ticket()) == "refused"
+    assert site.published == []
+    assert run_chunk(slot, site.ticket()) == "void: leased"
+
+
+def test_a_slot_with_other_weights_refuses_by_name(make_site):
+    """Vectors of two models do not mix in one job."""
+    site = make_site()
+    site.send(0, 1)
+    run_chunk(site.slot(), site.ticket(0))
+    other = site.slot("node/1", FakeEncoder("fake:dim=8", 100))
+    assert run_chunk(other, site.ticket(1)) == "void: fake-4-4"
+    why = site.ledger.refusals(site.desk.spec.job)["node/1"]
+    assert "fake-8-256" in why
+    assert "fake-4-4" in why
+    assert run_chunk(site.slot("node/2"), site.ticket(1)) == "recorded: 3 rows"
+
+
+def test_a_ticket_in_the_queue_of_another_model_is_refused(site):
+    """Whoever put it there, this model does not answer for the other."""
+    slot = site.slot("node/1", queue="penstock.encode.0123456789abcdef", model="org/other")
+    assert run_chunk(slot, site.ticket()) == "refused"
+    assert site.ledger.refusals(site.desk.spec.job) == {
+        "node/1": "it serves org/other, the job wants fake:dim=4,limit=4"
+    }
+    assert site.desk.attempts == {"0": "0"}
+
+
+# -- faults ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", ["get", "put"])
+def test_a_chunk_is_handed_back_when_the_store_stays_away(site, step):
+    """It is no fault of the chunk, so the attempt does not count."""
+    store = Faulty(site.store, **{step: StoreUnavailable("down")})
+    assert run_chunk(site.slot(store=store), site.ticket()) == "handed back"
+    assert site.desk.attempts == {"0": "0"}
+    assert site.desk.status.state == "running"
+    assert run_chunk(site.slot("node/1"), site.ticket()) == "recorded: 3 rows"
+
+
+def test_a_chunk_that_cannot_be_handed_back_lapses(site, monkeypatch):
+    """Store and broker may be gone together; the lease is the last resort."""
+
+    def fail(*_args, **_options):
+        raise BrokerUnavailable
+
+    monkeypatch.setattr(site.ledger, "free", fail)
+    store = Faulty(site.store, get=StoreUnavailable("down"))
+    assert run_chunk(site.slot(store=store), site.ticket()) == "handed back"
+
+
+def test_a_broker_that_stays_away_ends_the_task(site, monkeypatch):
+    """Nothing was claimed, so nothing is lost."""
+
+    def fail(*_args, **_options):
+        raise BrokerUnavailable("down")
+
+    monkeypatch.setattr(site.ledger, "claim", fail)
+    with pytest.raises(BrokerUnavailable):
+        run_chunk(site.slot(), site.ticket())
+
+
+def test_an_engine_that_fails_counts_an_attempt(site):
+    """The chunk goes out again, to whichever slot comes first."""
+    assert run_chunk(site.slot(encoder=failing(RuntimeError("oops"))), site.ticket()) == "attempt failed"
+    assert site.desk.attempts == {"0": "1"}
+    assert site.desk.status.state == "running"
+    assert run_chunk(site.slot("node/1"), site.ticket()) == "recorded: 3 rows"
+
+
+def test_a_chunk_that_always_fails_is_finished_with_error_rows(site):
+    """After two attempts of two it is given up: every row is there, none has a vector."""
+    slot = site.slot(encoder=failing(MemoryError("out of memory")))
+    assert [run_chunk(slot, site.ticket()) for _ in range(2)] == ["attempt failed"] * 2
+    assert run_chunk(slot, site.ticket()) == "recorded: 3 rows"
+    table = site.result()
+    assert table["vector"].null_count == 3
+    assert table["id"].to_pylist() == ["id-0", "id-1", "id-2"]
+    assert set(table["error"].to_pylist()) == {"given up: 2 attempts at its chunk ended without a result"}
+    status = site.desk.status
+    assert (status.state, status.rows_done, status.failed_rows, status.dim) == ("done", 3, 3, 4)
+
+
+def test_a_job_that_shall_fail_fails_with_the_chunk_that_is_given_up(make_site):
+    """With ``--on-error fail``."""
+    site = make_site(on_error="fail")
+    site.send(0)
+    slot = site.slot(encoder=failing(RuntimeError("oops")))
+    for _ in range(3):
+        run_chunk(slot, site.ticket())
+    assert (site.desk.status.state, site.desk.status.reason) == ("failed", "3 rows of chunk 0 failed")
+
+
+def test_a_permanent_fault_fails_the_job(site):
+    """It would be the same on every slot; the reason is the error's own line."""
+    slot = site.slot(encoder=failing(Permanent("the model has no such layer")))
+    assert run_chunk(slot, site.ticket()) == "failed"
+    assert (site.desk.status.state, site.desk.status.reason) == ("failed", "the model has no such layer")
+
+
+def test_options_that_the_model_cannot_serve_fail_the_job(make_site):
+    """Before anything is read."""
+    site = make_site(options=EncodeOptions(prompt_name="query"))
+    site.send(0)
+    store = Faulty(site.store, get=AssertionError("read"))
+    assert run_chunk(site.slot(store=store), site.ticket()) == "failed"
+    assert "'query'" in site.desk.status.reason
+
+
+@pytest.mark.parametrize("damage", ["missing", "torn"])
+def test_a_damaged_input_fails_the_job(site, damage):
+    """It does not heal; the reason names the object."""
+    path = keys.input_path(site.desk.spec.job, 0)
+    if damage == "missing":
+        site.store.delete(path)
+    else:
+        site.store.put(path, site.store.get(path)[:-7])
+    assert run_chunk(site.slot(), site.ticket()) == "failed"
+    assert path in site.desk.status.reason
+    assert damage == "torn" or "is missing" in site.desk.status.reason
+
+
+# -- lost leases -------------------------------------------------------------------------------------------------
+
+
+def test_a_slot_that_lost_its_lease_records_nothing(site):
+    """The pulse tells it while it works, and it leaves the chunk to the new holder."""
+    slot = site.slot()
+
+    def lose():
+        site.ledger.free(site.desk.spec, 0, 1, forgive=False)
+        site.desk.take(0, slot="node/1")
+        wait_until(lambda: slot.pulse.has_lost_lease, "the pulse notices")
+
+    slot.encoder = Doing(lose)
+    assert run_chunk(slot, site.ticket()) == "lease lost"
+    assert site.desk.status.recorded == 0
+    assert list(site.desk.ledger.redis.hgetall(f"{keys.job(site.desk.spec.job)}:leases")) == ["0"]
+
+
+def test_a_slot_whose_job_was_cancelled_stops(site, make_site):
+    """Its work would be for nothing; with the next job it begins anew."""
+    slot = site.slot()
+
+    def cancel():
+        site.desk.end("cancelled")
+        wait_until(lambda: slot.pulse.has_lost_lease, "the pulse notices")
+
+    slot.encoder = Doing(cancel)
+    assert run_chunk(slot, site.ticket()) == "lease lost"
+    other = make_site()
+    other.send(0)
+    slot.encoder = other.slot("node/1").encoder
+    assert run_chunk(slot, other.ticket()) == "recorded: 3 rows"
+
+
+def test_a_slot_without_a_chunk_renews_nothing(site, monkeypatch):
+    """It reports that it lives and no more."""
+    slot = site.slot()
+    run_chunk(slot, site.ticket())
+    touched, reported = [], []
+    monkeypatch.setattr(site.ledger, "touch", lambda *_: touched.append(1))
+    monkeypatch.setattr(site.ledger.workforce, "report", reported.append)
+    wait_until(lambda: len(reported) > 2, "the pulse beats")
+    assert touched == []
+
+
+def test_a_slot_that_did_not_notice_in_time_comes_late(make_site):
+    """The first record stands; the result under the other token is garbage."""
+    site = make_site()
+    site.send(0, 1)
+    other = site.slot("node/1")
+
+    def overtake():
+        site.ledger.free(site.desk.spec, 0, 1, forgive=False)
+        assert run_chunk(other, site.ticket()) == "recorded: 3 rows"
+
+    slot = site.slot(encoder=Doing(overtake))
+    slot.pulse.stop()
+    assert run_chunk(slot, site.ticket()) == "late: 3 rows"
+    (note,) = site.ledger.recorded(site.desk.spec.job, 0, 1)
+    assert note.token == 2
+    assert site.desk.status.rows_done == 3
+
+
+def test_a_pulse_renews_the_lease_while_the_engine_works(site):
+    """A chunk may take longer than its lease."""
+    slot = site.slot(lease_s=0.2)
+
+    def take_long():
+        wait_ms(site.ledger, 400)
+        assert site.desk.reconcile() == []
+
+    slot.encoder = Doing(take_long)
+    assert run_chunk(slot, site.ticket()) == "recorded: 3 rows"
+
+
+def test_a_pulse_outlives_a_broker_that_is_away_for_a_while(site, monkeypatch):
+    """A heartbeat that fails is a warning; the next one is tried all the same."""
+    slot = site.slot()
+    touched = []
+
+    def touch(*_):
+        touched.append(1)
+        if len(touched) == 1:
+            raise BrokerUnavailable("down")
+        return True
+
+    monkeypatch.setattr(site.ledger, "touch", touch)
+    slot.encoder = Doing(lambda: wait_until(lambda: len(touched) > 2, "the pulse goes on"))
+    assert run_chunk(slot, site.ticket()) == "recorded: 3 rows"
