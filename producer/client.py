@@ -20,7 +20,7 @@ from producer.runs import Run
 from producer.submission import submit
 from producer.writers import check_kept
 from tasks import broker, delivery, weights
-from tasks.errors import Permanent, StoreMismatch, UsageError
+from tasks.errors import JobRefused, Permanent, UsageError
 from tasks.ledger import Ledger
 from tasks.messages import EncodeOptions, JobSpec, ModelSpec, OnError, explain, new_job_id
 from tasks.settings import Settings
@@ -285,7 +285,7 @@ class Client:
     def _check_stores(self, spec: JobSpec) -> None:
         others = [slot for slot in self.live_slots(spec.queue) if slot.store_id not in {"", self.store_id}]
         if others and len(others) == len(self.live_slots(spec.queue)):
-            raise StoreMismatch(
+            raise JobRefused(
                 f"The workers of {spec.model} ({', '.join(slot.slot for slot in others)}) use the store with id "
                 f"{others[0].store_id}; this client uses {self.store.url}, id {self.store_id}. Start both with the "
                 "same --store."

@@ -13,7 +13,7 @@ from producer import collect
 from producer.progress import Progress
 from producer.writers import write_results
 from tasks import delivery
-from tasks.errors import StoreMismatch, UsageError
+from tasks.errors import JobRefused, UsageError
 from tasks.messages import JobSpec
 from tasks.records import JobStatus
 from tasks.workforce import SlotStatus
@@ -61,7 +61,7 @@ class Job:
 
         Raises:
             JobFailed: it failed or was cancelled.
-            StoreMismatch: every live worker uses another store.
+            JobRefused: every live worker uses another store or other weights.
             WorkerStopped: the embedded workers ended.
             TimeoutError: the time is up; the job goes on.
         """
@@ -147,4 +147,4 @@ class Job:
         refusals = self._client.ledger.refusals(self.id) if slots else {}
         if refusals and all(slot.slot in refusals for slot in slots):
             slot, why = next(iter(refusals.items()))
-            raise StoreMismatch(f"No worker takes job {self.id}. {slot}: {why}.", job=self.id)
+            raise JobRefused(f"No worker takes job {self.id}. {slot}: {why}.", job=self.id)

@@ -39,36 +39,20 @@ def run_chunk(slot: Slot, ticket: Ticket) -> str:
             ticket.chunk,
             queue=slot.status.queue,
             slot=slot.status.slot,
-            weights=slot.encoder.weights,
             lease_s=slot.settings.lease_s,
         ),
         for_s=PATIENCE_S,
     )
     if isinstance(answer, Refusal):
-        return _turn_down(slot, ticket, answer)
-    reason = _mismatch(slot, answer)
-    if reason:
-        slot.ledger.refuse(answer.spec, slot.status.slot, reason)
-        _give_back(slot, answer, forgive=True)
-        return "refused"
+        log.debug("Ticket void", extra={"action": "void", "job": ticket.job, "why": answer.why})
+        return f"void: {answer.why}"
     with slot.pulse.holding(answer):
-        return _work(slot, answer)
-
-
-def _turn_down(slot: Slot, ticket: Ticket, refusal: Refusal) -> str:
-    if refusal.kind == "weights":
-        spec = slot.ledger.spec(ticket.job)
-        slot.ledger.refuse(
-            spec,
-            slot.status.slot,
-            f"its weights of {slot.status.model} ({slot.encoder.weights}) are not those that began the job "
-            f"({refusal.why})",
-        )
-    log.debug("Ticket void", extra={"action": "void", "job": ticket.job, "why": refusal.why})
-    return f"void: {refusal.why}"
+        reason = _mismatch(slot, answer)
+        return _refuse(slot, answer, reason) if reason else _work(slot, answer)
 
 
 def _mismatch(slot: Slot, lease: Lease) -> str | None:
+    """Say why this slot may not work on the job, or return None."""
     if lease.spec.queue != slot.status.queue:  # a ticket that somebody put into the wrong queue
         return f"it serves {slot.status.model}, the job wants {lease.spec.model}"
     if lease.spec.store_id != slot.status.store_id:
@@ -76,7 +60,24 @@ def _mismatch(slot: Slot, lease: Lease) -> str | None:
             f"it uses the store {slot.store.url} (id {slot.status.store_id}), the job lives in one with id "
             f"{lease.spec.store_id}: start both sides with the same --store"
         )
+    if lease.weights not in {"", slot.encoder.weights}:
+        return _other_weights(slot, lease.weights)
     return None
+
+
+def _other_weights(slot: Slot, pinned: str) -> str:
+    return (
+        f"its weights of {slot.status.model} ({slot.encoder.weights}) are not those that began the job ({pinned}): "
+        "load the same revision everywhere"
+    )
+
+
+def _refuse(slot: Slot, lease: Lease, reason: str) -> str:
+    """Note by name that this slot will not do the job, and leave the chunk to others."""
+    log.warning("Job refused: %s", reason, extra={"action": "refuse", "job": lease.job})
+    retry_transient(lambda: slot.ledger.refuse(lease.spec, slot.status.slot, reason), for_s=PATIENCE_S)
+    _give_back(slot, lease, forgive=True)
+    return "refused"
 
 
 def _work(slot: Slot, lease: Lease) -> str:
@@ -89,7 +90,8 @@ def _work(slot: Slot, lease: Lease) -> str:
     except Permanent as exc:
         # It would fail in the same way everywhere.
         log.error("Job failed: %s", exc, extra={"action": "fail", **fields})  # noqa: TRY400 - the reason is known
-        slot.ledger.end(lease.spec, "failed", str(exc))
+        reason = str(exc)
+        retry_transient(lambda: slot.ledger.end(lease.spec, "failed", reason), for_s=PATIENCE_S)
         return "failed"
     except Transient as exc:
         log.warning("Chunk handed back: %s", exc, extra={"action": "free", **fields})
@@ -103,6 +105,8 @@ def _work(slot: Slot, lease: Lease) -> str:
     if receipt is None:
         return "lease lost"
     outcome, released = retry_transient(lambda: slot.ledger.record(lease, receipt), for_s=PATIENCE_S)
+    if outcome == "weights":  # another slot began the job while this one was at work
+        return _refuse(slot, lease, _other_weights(slot, slot.ledger.status(lease.job).weights))
     slot.publish(lease.spec, released)
     slot.count(receipt)
     log.info("Chunk finished", extra={"action": "record", **fields, "rows": receipt.rows, "outcome": outcome})
@@ -128,6 +132,7 @@ def _produce(slot: Slot, lease: Lease) -> Receipt | None:
         encoded = _given_up(slot, lease, inputs.num_rows)
     else:
         encoded = slot.encoder.encode(inputs["text"].to_pylist(), lease.spec.options)
+        _drop_overflows(encoded, lease.spec.options.vector_dtype)
     if slot.pulse.has_lost_lease:
         return None
     started = time.perf_counter()
@@ -142,6 +147,13 @@ def _produce(slot: Slot, lease: Lease) -> Receipt | None:
             "crc32": zlib.crc32(data),
         }
     )
+
+
+def _drop_overflows(encoded: Encoded, dtype: tables.VectorDtype) -> None:
+    """Make rows whose numbers the stored type cannot hold error rows, rather than store infinities."""
+    for i in np.flatnonzero(np.abs(encoded.vectors).max(axis=1) > np.finfo(dtype).max):
+        encoded.errors[i] = f"a number of the vector does not fit into {dtype}; use --vector-dtype float32"
+        encoded.vectors[i] = 0.0
 
 
 def _given_up(slot: Slot, lease: Lease, n_rows: int) -> Encoded:

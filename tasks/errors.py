@@ -14,7 +14,7 @@
         ├── BadInput              a record cannot be read                 exit 4
         ├── JobFailed             the job ended without all its results   exit 1
         ├── WorkerStopped         a worker process gave up                exit 1
-        ├── StoreMismatch         client and worker use different stores  exit 3
+        ├── JobRefused            another store, or other weights         exit 3
         ├── StoreFull             the job outgrows a redis:// store       exit 2
         └── DamagedObject         a stored object is not what was written exit 1
 
@@ -99,8 +99,8 @@ class WorkerStopped(Permanent):
     """A worker stopped before the job was done."""
 
 
-class StoreMismatch(Permanent):
-    """Client and worker use different stores."""
+class JobRefused(Permanent):
+    """No worker takes the job: they use another store, or other weights."""
 
     exit_code = 3
 

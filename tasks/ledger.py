@@ -63,12 +63,14 @@ class Ledger:
 
     # -- working ---------------------------------------------------------------------------------------------------
 
-    def claim(self, job: str, chunk: int, *, queue: str, slot: str, weights: str, lease_s: float) -> Lease | Refusal:
+    def claim(self, job: str, chunk: int, *, queue: str, slot: str, lease_s: float) -> Lease | Refusal:
         """Ask for a chunk. The lease holds for ``lease_s`` seconds unless it is touched."""
-        answer = self._run_keys("claim", keys.step_keys(job, queue), chunk, slot, _ms(lease_s), weights)
+        with self.reaching():
+            answer = self._steps["claim"](keys=keys.step_keys(job, queue), args=[chunk, slot, _ms(lease_s)])
         if answer[0] != "leased":
-            return Refusal(answer[0], answer[1])
-        return Lease(job, chunk, int(answer[1]), int(answer[2]), JobSpec.model_validate_json(answer[3]))
+            return Refusal(answer[1])
+        spec = JobSpec.model_validate_json(answer[3])
+        return Lease(job, chunk, int(answer[1]), int(answer[2]), spec, answer[4])
 
     def touch(self, lease: Lease, lease_s: float) -> bool:
         """Extend a lease. False: it is no longer this slot's, and the work is for nothing."""
@@ -220,10 +222,6 @@ class Ledger:
     def _run(self, step: str, spec: JobSpec, *args: str | float) -> Any:
         with self.reaching():
             return self._step(step, spec, *args)
-
-    def _run_keys(self, step: str, step_keys: list[str], *args: str | float) -> Any:
-        with self.reaching():
-            return self._steps[step](keys=step_keys, args=list(args))
 
     def _step(self, step: str, spec: JobSpec, *args: str | float) -> Any:
         return self._steps[step](keys=keys.step_keys(spec.job, spec.queue), args=list(args))

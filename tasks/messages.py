@@ -65,7 +65,7 @@ class ModelSpec(Message):
         if model == "fake" or model.startswith("fake:"):
             return cls(engine="fake", name=model)
         if model.startswith("pkg:"):
-            if not re.fullmatch(r"pkg:[A-Za-z_][\w.]*(/[\w.-]+)*", model):
+            if not re.fullmatch(r"pkg:[A-Za-z_][\w.]*(/[\w-][\w.-]*)*", model):
                 raise UsageError(f"--model {model}: not of the form pkg:MODULE/SUBPATH.", model=model)
             return cls(engine="sentence_transformer", name=model)
         path = Path(model).expanduser()

@@ -11,20 +11,27 @@ from tasks.messages import JobSpec
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to work on a chunk: fencing token, how often the chunk was claimed, and the job's spec."""
+    """The right to work on a chunk.
+
+    Attributes:
+        token: the fencing token.
+        attempts: how often the chunk was claimed, this time included.
+        spec: the job's.
+        weights: fingerprint of the weights that began the job; empty while nothing is recorded.
+    """
 
     job: str
     chunk: int
     token: int
     attempts: int
     spec: JobSpec
+    weights: str = ""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a claim gave no lease: ``void`` (nothing to do) or ``weights`` (the slot has other weights)."""
+    """Why a claim gave no lease: the ticket is void."""
 
-    kind: str
     why: str
 
 

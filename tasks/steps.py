@@ -104,24 +104,23 @@ table.insert(tickets, 1, get('state') or 'unknown')
 return tickets
 """
 
-#: ARGV chunk slot lease_ms weights: a slot asks for a chunk. A slot does one chunk at a time, so a lease that it
-#: holds already is one whose reply was lost, and is granted anew. Returns {'leased', token, attempts, spec}, or
-#: {'void', why} for a ticket that has nothing to say, or {'weights', pinned} for a slot with other weights.
+#: ARGV chunk slot lease_ms: a slot asks for a chunk. A slot does one chunk at a time, so a lease that it holds
+#: already is one whose reply was lost: it is granted anew and is no further attempt. Returns
+#: {'leased', token, attempts, spec, weights that began the job or ''}, or {'void', why} if there is nothing to do.
 CLAIM = """
 local chunk = ARGV[1]
 if not is_live() then return {'void', get('state') or 'unknown job'} end
 local due = redis.call('ZSCORE', open, chunk)
 if not due then return {'void', 'recorded or not released'} end
 local lease = redis.call('HGET', leases, chunk)
-if lease and tonumber(due) > now and not is_mine(lease, ARGV[2]) then return {'void', 'leased'} end
-local pinned = get('weights')
-if pinned and pinned ~= ARGV[4] then return {'weights', pinned} end
+local is_live_lease = lease and tonumber(due) > now
+if is_live_lease and not is_mine(lease, ARGV[2]) then return {'void', 'leased'} end
 local token = redis.call('HINCRBY', job, 'fence', 1)
-local count = redis.call('HINCRBY', attempts, chunk, 1)
+local count = redis.call('HINCRBY', attempts, chunk, is_live_lease and 0 or 1)
 redis.call('HSET', leases, chunk, text(token) .. ' ' .. ARGV[2])
 redis.call('ZADD', open, text(now + tonumber(ARGV[3])), chunk)
 redis.call('HSETNX', job, 'first_claim_ms', text(now))
-return {'leased', token, count, get('spec')}
+return {'leased', token, count, get('spec'), get('weights') or ''}
 """
 
 #: ARGV chunk token lease_ms: the slot is alive. Returns 1, or 0 if the lease is no longer its own.
@@ -143,6 +142,7 @@ local pinned = get('weights')
 if pinned and pinned ~= ARGV[4] then
   if holds(chunk, token) then
     redis.call('HDEL', leases, chunk)
+    redis.call('HINCRBY', attempts, chunk, -1)
     redis.call('ZADD', open, text(now), chunk)
   end
   return {'weights'}

@@ -39,9 +39,6 @@ if TYPE_CHECKING:
 
 VectorDtype = Literal["float32", "float16"]
 
-#: Key of the schema metadata under which penstock keeps its own JSON (receipt, model, options, version).
-METADATA_KEY = b"penstock"
-
 
 def input_table(
     first_row: int, ids: Sequence[str], texts: Sequence[str], kept: Sequence[str] | None = None

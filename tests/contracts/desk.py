@@ -61,15 +61,13 @@ class Desk:
         """Seal the job and return its state."""
         return self.ledger.seal(self.spec, chunks, {})[0]
 
-    def ask(self, chunk: int, slot: str = "node/0", lease_s: float = 60, weights: str = "w1") -> Lease | Refusal:
+    def ask(self, chunk: int, slot: str = "node/0", lease_s: float = 60) -> Lease | Refusal:
         """Claim a chunk."""
-        return self.ledger.claim(
-            self.spec.job, chunk, queue=self.spec.queue, slot=slot, weights=weights, lease_s=lease_s
-        )
+        return self.ledger.claim(self.spec.job, chunk, queue=self.spec.queue, slot=slot, lease_s=lease_s)
 
-    def take(self, chunk: int, slot: str = "node/0", lease_s: float = 60, weights: str = "w1") -> Lease:
+    def take(self, chunk: int, slot: str = "node/0", lease_s: float = 60) -> Lease:
         """Claim a chunk that is to be had."""
-        answer = self.ask(chunk, slot, lease_s, weights)
+        answer = self.ask(chunk, slot, lease_s)
         assert isinstance(answer, Lease), answer
         return answer
 

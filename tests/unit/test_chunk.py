@@ -304,11 +304,46 @@ def test_a_slot_with_other_weights_refuses_by_name(make_site):
     site.send(0, 1)
     run_chunk(site.slot(), site.ticket(0))
     other = site.slot("node/1", FakeEncoder("fake:dim=8", 100))
-    assert run_chunk(other, site.ticket(1)) == "void: fake-4-4"
+    assert run_chunk(other, site.ticket(1)) == "refused"
     why = site.ledger.refusals(site.desk.spec.job)["node/1"]
     assert "fake-8-256" in why
     assert "fake-4-4" in why
     assert run_chunk(site.slot("node/2"), site.ticket(1)) == "recorded: 3 rows"
+
+
+def test_weights_that_another_slot_pinned_meanwhile_are_refused_at_the_record(make_site):
+    """Both began before anything was recorded; the first one to record decides."""
+    site = make_site()
+    site.send(0, 1)
+
+    def overtake():
+        assert run_chunk(site.slot("node/0"), site.ticket(0)) == "recorded: 3 rows"
+
+    other = Doing(overtake)
+    other.weights = "other"
+    assert run_chunk(site.slot("node/1", other), site.ticket(1)) == "refused"
+    assert "(other)" in site.ledger.refusals(site.desk.spec.job)["node/1"]
+    assert site.desk.status.recorded == 1
+
+
+def test_a_vector_that_overflows_the_stored_type_is_an_error_row(make_site):
+    """Half precision ends at 65504; infinity never passes for a number."""
+    site = make_site(options=EncodeOptions(vector_dtype="float16"))
+    site.send(0)
+    engine = FakeEncoder("fake:dim=4", 100)
+    encode = engine.encode
+
+    def large(texts, options):
+        encoded = encode(texts, options)
+        encoded.vectors[1, 2] = 1e6
+        return encoded
+
+    engine.encode = large
+    assert run_chunk(site.slot("node/0", engine), site.ticket()) == "recorded: 3 rows"
+    assert site.desk.status.failed_rows == 1
+    errors = site.result()["error"].to_pylist()
+    assert [error is None for error in errors] == [True, False, True]
+    assert "does not fit into float16" in errors[1]
 
 
 def test_a_ticket_in_the_queue_of_another_model_is_refused(site):
