@@ -23,6 +23,7 @@ from tasks import broker, delivery, weights
 from tasks.errors import JobRefused, Permanent, UsageError
 from tasks.ledger import Ledger
 from tasks.messages import EncodeOptions, JobSpec, ModelSpec, OnError, explain, new_job_id
+from tasks.reconciler import reconcile
 from tasks.settings import Settings
 from tasks.store import open_store, store_id
 from tasks.workforce import SlotStatus
@@ -85,15 +86,17 @@ class Client:
             settings: used as they are, instead of reading them.
             changes: single settings, such as ``state_dir`` or ``chunk_rows``.
         """
-        chosen = settings or Settings.load(**changes)
+        chosen = settings or Settings.load(model=model, **changes)
         run = run or Run.at(chosen.state_dir, f"run-{secrets.token_hex(4)}")
         server = EmbeddedServer(run)
-        server.start()
         try:
-            urls = {"broker_url": server.url, "store_url": chosen.store_url or run.store_url}
+            server.start()
+            urls = {"broker_url": server.url, "store_url": chosen.store_url or run.store_url()}
             client = cls(settings=chosen.model_copy(update=urls))
         except BaseException:
             server.stop()
+            if not run.jobs():
+                run.remove()
             raise
         client.run, client._server = run, server
         if model is not None:
@@ -136,7 +139,9 @@ class Client:
             raise UsageError("This machine has no torch for local workers: pip install 'penstock[worker]'.")
         # Slots that are noted here died with the last owner of this run: nobody waits for their leases to lapse.
         for slot in self.ledger.workforce.slots():
-            self.ledger.bury(slot)
+            freed = self.ledger.bury(slot, forgive=True)
+            if freed:
+                delivery.publish(self.app, *freed)
         changes = {"model": model, "workers": workers or self.settings.workers}
         self._workers = EmbeddedWorkers(self.run, self.settings.model_copy(update=changes))
 
@@ -185,7 +190,7 @@ class Client:
         rows, key = read_corpus(corpus, text_field=text_field, id_field=id_field, keep_fields=tuple(keep_fields))
         spec = self.spec(
             model,
-            EncodeOptions(**options),
+            EncodeOptions.of(**options),
             key=key,
             on_error=on_error,
             name=name,
@@ -218,7 +223,7 @@ class Client:
         """Send the rows of a job and seal it."""
         self._check_stores(spec)
         if self.run is not None:
-            self.run.note(spec.job)
+            self.run.note(spec.job, self.settings.store_url)
             self._uncollected.add(spec.job)
         if self.ledger.is_sealed(spec.job):
             return Job(self, spec)
@@ -270,6 +275,10 @@ class Client:
         """Return the slots that reported within a lease's time, of one queue if named."""
         slots = self.ledger.workforce.slots(queue=queue)
         return [slot for slot in slots if slot.seen_s <= self.settings.lease_s and slot.state != "failed"]
+
+    def reconcile(self) -> None:
+        """Look after lost tickets and lapsed leases, as every node does."""
+        reconcile(self.ledger, self.app, who="client", every_s=self.settings.reconcile_s)
 
     def check_workers(self) -> None:
         """Raise WorkerStopped if the embedded workers ended."""

@@ -49,9 +49,13 @@ def result_tables(ledger: Ledger, store: Store, status: JobStatus) -> Iterator[p
 def _records(ledger: Ledger, status: JobStatus) -> Iterator[Recorded]:
     job, total = status.spec.job, status.chunks
     if not status.is_sealed or status.recorded < total:
+        remedy = {
+            "submitting": "Its corpus is not all there yet.",
+            "running": f"`penstock wait {job}` waits for the rest.",
+            "failed": f"`penstock retry {job}` runs it again.",
+        }.get(status.state, "")
         raise JobFailed(
-            f"Job {job} is {status.state}: {status.recorded} of {total} chunks have results. `penstock wait {job}` "
-            f"waits for the rest; `penstock retry {job}` runs again what failed.",
+            f"Job {job} is {status.state}: {status.recorded} of {total} chunks have results. {remedy}",
             job=job,
         )
     for first in range(0, total, PAGE_CHUNKS):

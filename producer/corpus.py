@@ -40,6 +40,7 @@ def job_key(corpus: str, settings: Settings, model: ModelSpec, options: EncodeOp
         options=options.model_dump(),
         on_error=on_error,
         chunks=[settings.chunk_rows, settings.chunk_bytes],
+        store=settings.store_url,
     )
 
 
@@ -61,9 +62,11 @@ def read_corpus(
     return read_items(corpus, **fields), secrets.token_hex(16)  # type: ignore[arg-type]
 
 
-def read_files(inputs: Sequence[str], **fields: Unpack[FieldNames]) -> tuple[Iterable[Row], str]:
+def read_files(
+    inputs: Sequence[str], *, stdin_format: str | None = None, **fields: Unpack[FieldNames]
+) -> tuple[Iterable[Row], str]:
     """Do the same for files, globs, URLs and ``-``."""
-    sources = expand(inputs)
+    sources = expand(inputs, stdin_format=stdin_format)
     identities = [source.identity() for source in sources]
     key = secrets.token_hex(16) if None in identities else submission_key(identities, **fields)
     return read_ahead(read_rows(sources, **fields)), key

@@ -78,13 +78,13 @@ class Job:
             if time.monotonic() >= look_at or status.is_over:
                 slots = self.slots()
                 self._check_refusals(slots)
+                self._client.reconcile()
                 look_at = time.monotonic() + LOOK_S
             shown.update(status, slots)
             if status.is_over:
                 status.raise_for_state()
                 return status
             self._client.check_workers()
-            self._reconcile()
             waited_s = time.monotonic() - started
             if not slots and waited_s > LONELY_S and not self._client.is_embedded:
                 shown.say_once(f"No live worker serves {self.spec.model}. {self._client.how_to_start(self.spec)}")
@@ -136,12 +136,13 @@ class Job:
         return chunks
 
     def _tables(self, status: JobStatus) -> Iterator[pa.Table]:
+        if self.spec.store_id != self._client.store_id:
+            raise JobRefused(
+                f"Job {self.id} lives in a store with id {self.spec.store_id}; this client uses "
+                f"{self._client.store.url}, id {self._client.store_id}. Name the job's own with --store.",
+                job=self.id,
+            )
         return collect.result_tables(self._client.ledger, self._client.store, status)
-
-    def _reconcile(self) -> None:
-        ledger, settings = self._client.ledger, self._client.settings
-        if ledger.may_reconcile(self.id, settings.reconcile_s):
-            delivery.publish(self._client.app, self.spec, ledger.reconcile(self.spec))
 
     def _check_refusals(self, slots: list[SlotStatus]) -> None:
         refusals = self._client.ledger.refusals(self.id) if slots else {}

@@ -108,6 +108,8 @@ class Progress:
     def _rates(self, status: JobStatus) -> tuple[float, float]:
         """Return rows/s and tokens/s over the last seconds."""
         now = time.monotonic()
+        if not status.rows_done:
+            self._history.clear()  # the model still loads
         self._history.append((now, status.rows_done, status.tokens))
         while now - self._history[0][0] > WINDOW_S:
             self._history.popleft()

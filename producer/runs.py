@@ -3,7 +3,7 @@
 ::
 
     STATE_DIR/runs/RUN/
-        run.json      the jobs of this run
+        run.json      the jobs of this run and their store
         lock          held while somebody runs its server
         broker/       the private server's data and log
         store/        chunk inputs and results
@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 #: Unix socket paths stop at 108 bytes on Linux and 104 on macOS, the final zero included.
 LONGEST_SOCKET_PATH = 100
@@ -40,11 +41,6 @@ class Run:
         return cls(folder)
 
     @property
-    def store_url(self) -> str:
-        """The run's own store."""
-        return (self.folder / "store").as_uri()
-
-    @property
     def socket(self) -> Path:
         """The private server's socket, at a short path elsewhere if the folder's is too long."""
         path = self.folder / "broker" / "broker.sock"
@@ -61,19 +57,25 @@ class Run:
 
     def jobs(self) -> list[str]:
         """Return the jobs that were made in this run, oldest first."""
-        try:
-            return list(json.loads((self.folder / "run.json").read_text())["jobs"])
-        except FileNotFoundError:
-            return []
+        return list(self._noted().get("jobs", []))
 
-    def note(self, job: str) -> None:
-        """Add a job, so that it is found without opening the server."""
-        jobs = self.jobs()
-        if job not in jobs:
-            file = self.folder / "run.json"
-            draft = file.with_suffix(".tmp")
-            draft.write_text(json.dumps({"jobs": [*jobs, job]}))
-            draft.replace(file)
+    def store_url(self) -> str:
+        """Return the store that the run's jobs live in: its own, unless another was named for them."""
+        return self._noted().get("store_url") or (self.folder / "store").as_uri()
+
+    def note(self, job: str, store_url: str | None) -> None:
+        """Add a job and its store, so that both are found without opening the server."""
+        jobs = [*(name for name in self.jobs() if name != job), job]
+        file = self.folder / "run.json"
+        draft = file.with_suffix(".tmp")
+        draft.write_text(json.dumps({"jobs": jobs, "store_url": store_url}))
+        draft.replace(file)
+
+    def _noted(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads((self.folder / "run.json").read_text()))
+        except FileNotFoundError:
+            return {}
 
     def remove(self) -> None:
         """Delete the folder with all that is in it."""

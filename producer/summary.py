@@ -47,6 +47,7 @@ def print_summary(result: dict[str, Any], console: Console) -> None:
     padded, tokens = result["padded_tokens"], result["tokens"]
     stages = "  ".join(f"{stage} {value:.1f}" for stage, value in result["stage_seconds"].items())
     truncated = result["truncated_rows"]
+    workers = result["workers"]
     speed = result["tokens_per_second"]
     lines = [
         ("job", f"{result['job']} ({result['state']}{': ' + result['reason'] if result['reason'] else ''})"),
@@ -58,7 +59,7 @@ def print_summary(result: dict[str, Any], console: Console) -> None:
         ("seconds", f"{stages}  (summed over slots)"),
         (
             "speed",
-            f"{speed or 0:,.0f} tokens/s over {result['work_seconds']:.1f} s, {result['workers']} workers",
+            f"{speed or 0:,.0f} tokens/s over {result['work_seconds']:.1f} s, {workers} worker{'s' * (workers != 1)}",
         ),
     ]
     if result["out"]:

@@ -47,6 +47,7 @@ def run_chunk(slot: Slot, ticket: Ticket) -> str:
         log.debug("Ticket void", extra={"action": "void", "job": ticket.job, "why": answer.why})
         return f"void: {answer.why}"
     with slot.pulse.holding(answer):
+        slot.publish(answer.spec, list(answer.released))
         reason = _mismatch(slot, answer)
         return _refuse(slot, answer, reason) if reason else _work(slot, answer)
 
@@ -157,13 +158,13 @@ def _drop_overflows(encoded: Encoded, dtype: tables.VectorDtype) -> None:
 
 
 def _given_up(slot: Slot, lease: Lease, n_rows: int) -> Encoded:
-    tries = lease.attempts - 1
+    tries = f"{lease.attempts - 1} attempt{'s' * (lease.attempts > 2)}"  # noqa: PLR2004 - plural
     log.error("Chunk given up", extra={"action": "give up", "job": lease.job, "chunk": lease.chunk})
     return Encoded(
         vectors=np.zeros((n_rows, slot.encoder.dim(lease.spec.options)), np.float32),
         n_tokens=np.zeros(n_rows, np.int32),
         truncated=np.zeros(n_rows, bool),
-        errors=[f"given up: {tries} attempts at its chunk ended without a result"] * n_rows,
+        errors=[f"given up: {tries} at its chunk ended without a result"] * n_rows,
     )
 
 

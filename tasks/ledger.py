@@ -70,7 +70,7 @@ class Ledger:
         if answer[0] != "leased":
             return Refusal(answer[1])
         spec = JobSpec.model_validate_json(answer[3])
-        return Lease(job, chunk, int(answer[1]), int(answer[2]), spec, answer[4])
+        return Lease(job, chunk, int(answer[1]), int(answer[2]), spec, answer[4], tuple(answer[5:]))
 
     def touch(self, lease: Lease, lease_s: float) -> bool:
         """Extend a lease. False: it is no longer this slot's, and the work is for nothing."""
@@ -111,14 +111,17 @@ class Ledger:
         """
         return cast("list[int]", self._run("free", spec, chunk, token, int(forgive), _ms(delay_s)))
 
-    def bury(self, slot: SlotStatus) -> tuple[JobSpec, list[int]] | None:
-        """Strike off a slot that died and free its lease. Returns the lease's job and the tickets to publish."""
+    def bury(self, slot: SlotStatus, *, forgive: bool) -> tuple[JobSpec, list[int]] | None:
+        """Strike off a slot that died and free its lease. Returns the lease's job and the tickets to publish.
+
+        ``forgive``: its chunk is not to blame, the slot was ended.
+        """
         freed = None
         if slot.claim:
             job, chunk, token = slot.claim.split()
             with suppress(UnknownJob):
                 spec = self.spec(job)
-                freed = spec, self.free(spec, int(chunk), int(token), forgive=False)
+                freed = spec, self.free(spec, int(chunk), int(token), forgive=forgive)
         self.workforce.forget(slot.slot)
         return freed
 

@@ -111,6 +111,18 @@ class EncodeOptions(Message):
     max_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     vector_dtype: VectorDtype = "float32"
 
+    @classmethod
+    def of(cls, **values: Any) -> EncodeOptions:
+        """Make options of what a person gave.
+
+        Raises:
+            UsageError: a value is wrong; the line names the option.
+        """
+        try:
+            return cls(**values)
+        except ValidationError as exc:
+            raise UsageError(f"Options: {explain(exc)}.") from exc
+
     @model_validator(mode="after")
     def _one_prompt(self) -> EncodeOptions:
         if self.prompt is not None and self.prompt_name is not None:
@@ -197,6 +209,5 @@ def new_job_id(operation: Operation = "encode") -> str:
 def explain(exc: Any) -> str:
     """Put a pydantic ValidationError into one line, without the values that it refused."""
     return "; ".join(
-        f"{'.'.join(str(part) for part in error['loc']) or 'value'}: {error['msg'].removeprefix('Value error, ')}"
-        for error in exc.errors()
+        f"{'.'.join(map(str, error['loc']))}: {error['msg']}".removeprefix(": Value error, ") for error in exc.errors()
     )

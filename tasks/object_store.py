@@ -55,5 +55,5 @@ def connect(url: str, options: ClientConfig = OBJECTS) -> ObjectStore:
 
 
 def first_line(exc: BaseException) -> str:
-    """Return the first line of an error's text: obstore adds pages of debug source."""
-    return str(exc).strip().split("\n", 1)[0]
+    """Return the first line of an error's text: obstore adds debug source, servers add XML."""
+    return str(exc).strip().split("\n", 1)[0].split("<?xml", 1)[0].rstrip(": ")

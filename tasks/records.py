@@ -18,6 +18,7 @@ class Lease:
         attempts: how often the chunk was claimed, this time included.
         spec: the job's.
         weights: fingerprint of the weights that began the job; empty while nothing is recorded.
+        released: chunks whose tickets may enter the queue now.
     """
 
     job: str
@@ -26,6 +27,7 @@ class Lease:
     attempts: int
     spec: JobSpec
     weights: str = ""
+    released: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -87,6 +87,12 @@ class Settings(BaseSettings):
     )
 
     log_format: Literal["plain", "json"] = Field("plain", description="Worker: plain log lines, or JSON ones.")
+
+    @model_validator(mode="after")
+    def _lease_outlives_heartbeat(self) -> Settings:
+        if self.lease_s <= self.heartbeat_s:
+            raise ValueError(f"lease_s ({self.lease_s:g}) must be more than heartbeat_s ({self.heartbeat_s:g})")
+        return self
 
     @classmethod
     def settings_customise_sources(

@@ -30,10 +30,14 @@ local function next_tickets()
   local tickets = {}
   if not is_live() then return tickets end
   local lapse = text(now + get_number('ticket_ms'))
-  local waiting = redis.call('ZCOUNT', open, '(' .. text(now), '+inf')
+  local due = redis.call('ZRANGEBYSCORE', open, '-inf', text(now))
+  -- What is neither due nor leased waits in the broker.
+  local waiting = redis.call('ZCARD', open) - #due - redis.call('HLEN', leases)
+  for _, chunk in ipairs(due) do waiting = waiting + redis.call('HEXISTS', leases, chunk) end
   local room = get_number('gate') - waiting
   if room <= 0 then return tickets end
-  for _, chunk in ipairs(redis.call('ZRANGEBYSCORE', open, '-inf', text(now), 'LIMIT', 0, room)) do
+  for i, chunk in ipairs(due) do
+    if i > room then break end
     redis.call('HDEL', leases, chunk)
     redis.call('ZADD', open, lapse, chunk)
     tickets[#tickets + 1] = tonumber(chunk)
@@ -106,7 +110,8 @@ return tickets
 
 #: ARGV chunk slot lease_ms: a slot asks for a chunk. A slot does one chunk at a time, so a lease that it holds
 #: already is one whose reply was lost: it is granted anew and is no further attempt. Returns
-#: {'leased', token, attempts, spec, weights that began the job or ''}, or {'void', why} if there is nothing to do.
+#: {'leased', token, attempts, spec, weights that began the job or '', ticket...}, or {'void', why} if there is
+#: nothing to do. The ticket that led here left the queue, so another one may enter.
 CLAIM = """
 local chunk = ARGV[1]
 if not is_live() then return {'void', get('state') or 'unknown job'} end
@@ -120,7 +125,9 @@ local count = redis.call('HINCRBY', attempts, chunk, is_live_lease and 0 or 1)
 redis.call('HSET', leases, chunk, text(token) .. ' ' .. ARGV[2])
 redis.call('ZADD', open, text(now + tonumber(ARGV[3])), chunk)
 redis.call('HSETNX', job, 'first_claim_ms', text(now))
-return {'leased', token, count, get('spec'), get('weights') or ''}
+local answer = {'leased', token, count, get('spec'), get('weights') or ''}
+for _, ticket in ipairs(next_tickets()) do answer[#answer + 1] = ticket end
+return answer
 """
 
 #: ARGV chunk token lease_ms: the slot is alive. Returns 1, or 0 if the lease is no longer its own.
@@ -216,7 +223,7 @@ for _, chunk in ipairs(chunks) do
   local note, i = redis.call('HGET', done, chunk), 0
   for number in string.gmatch(note, '%S+') do
     local field = ({'rows_done', 'failed_rows', 'truncated_rows', 'tokens', 'padded_tokens'})[i]
-    if field then add(field, '-' .. number) end
+    if field then add(field, text(0 - tonumber(number))) end
     i = i + 1
   end
   redis.call('HDEL', done, chunk)

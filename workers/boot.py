@@ -11,6 +11,7 @@ import math
 import os
 import signal
 import socket
+import sys
 import traceback
 import warnings
 from contextlib import suppress
@@ -30,6 +31,7 @@ from tasks.lifeline import LIFELINE_VARIABLE
 from tasks.logs import log_to_stderr
 from tasks.messages import ModelSpec
 from tasks.pulse import Pulse
+from tasks.reconciler import reconcile
 from tasks.retrying import retry_transient
 from tasks.settings import Settings
 from tasks.slot import Slot
@@ -164,7 +166,8 @@ class Watch(bootsteps.StartStopStep):  # type: ignore[misc]
             slots = self._ledger.workforce.named(names)
             self._open_queue(consumer, slots)
             self._bury(consumer, slots)
-            self._reconcile(consumer.hostname)
+            every_s = self._settings.reconcile_s
+            reconcile(self._ledger, self._app, who=consumer.hostname, every_s=every_s)
         except Transient as exc:
             log.warning("Node could not look after its slots: %s", exc, extra={"action": "watch"})
 
@@ -172,7 +175,7 @@ class Watch(bootsteps.StartStopStep):  # type: ignore[misc]
         for slot in slots:
             if slot.state == "failed":
                 log.error("Node ends, its slot %s failed: %s", slot.slot, slot.error, extra={"action": "end"})
-                worker_state.should_terminate = EXIT_FAILED
+                worker_state.should_stop = EXIT_FAILED
                 return
         if any(slot.state == "ready" for slot in slots):
             consumer.add_task_queue(self._queue)
@@ -184,23 +187,20 @@ class Watch(bootsteps.StartStopStep):  # type: ignore[misc]
             if slot.pid in alive or slot.state == "failed":
                 continue
             log.warning("Slot %s died (pid %d)", slot.slot, slot.pid, extra={"action": "bury"})
-            freed = self._ledger.bury(slot)
+            freed = self._ledger.bury(slot, forgive=False)
             if freed:
                 delivery.publish(self._app, *freed)
-
-    def _reconcile(self, who: str) -> None:
-        if not self._ledger.may_reconcile(who, self._settings.reconcile_s):
-            return
-        for job in self._ledger.active_jobs():
-            spec = self._ledger.spec(job)
-            delivery.publish(self._app, spec, self._ledger.reconcile(spec))
 
 
 celery_app.app.steps["consumer"].add(Watch)
 
 
 @worker_init.connect
-def hang_on_launcher(**_: Any) -> None:
-    """End this node with whoever started it, if that one asks for it. Its slots hang on the node."""
+def begin_node(**_: Any) -> None:
+    """Refuse to start without a usable model setting; end with whoever started this node, if that one asks for it."""
+    try:
+        model_spec(Settings.load())
+    except PenstockError as exc:
+        sys.exit(f"penstock worker: {exc}")
     if os.environ.get(LIFELINE_VARIABLE):
         lifeline.hang_on_stdin(lambda: os.kill(os.getpid(), signal.SIGKILL))

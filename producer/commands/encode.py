@@ -9,7 +9,6 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
 from producer.chunking import Chunk
 from producer.client import Client
@@ -23,7 +22,7 @@ from producer.runs import Run
 from producer.summary import print_summary, summary
 from producer.writers import check_kept, check_out
 from tasks.errors import JobFailed, UsageError
-from tasks.messages import EncodeOptions, JobSpec, ModelSpec, explain
+from tasks.messages import EncodeOptions, JobSpec, ModelSpec
 from tasks.settings import Settings
 
 _EXAMPLES = """
@@ -98,6 +97,9 @@ def encode(  # noqa: PLR0913 - one parameter an option
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Text before each record.")] = None,
     prompt_name: Annotated[str | None, typer.Option(metavar="NAME", help="One of the model's own prompts.")] = None,
     max_tokens: Annotated[int | None, typer.Option(metavar="N", help="Tokens of a record at most.")] = None,
+    stdin_format: Annotated[
+        str | None, typer.Option(metavar="EXT", help="What - holds: txt, jsonl, csv, tsv. Default: txt or jsonl.")
+    ] = None,
     keep_fields: Annotated[str, typer.Option(metavar="A,B", help="Fields that are carried to the results.")] = "",
     chunk_rows: Annotated[int | None, typer.Option(metavar="N", help="Rows of a chunk at most.")] = None,
     chunk_bytes: Annotated[int | None, typer.Option(metavar="N", help="Bytes of a chunk at most.")] = None,
@@ -138,7 +140,7 @@ def encode(  # noqa: PLR0913 - one parameter an option
         raise UsageError("No model is named: give --model MODEL or set PENSTOCK_MODEL.")
     if detach and settings.broker_url is None:
         raise UsageError("--detach needs a cluster: name its broker with --broker. Embedded workers end with us.")
-    how = _options(
+    how = EncodeOptions.of(
         vector_dtype=vector_dtype,
         truncate_dim=truncate_dim,
         normalize=normalize,
@@ -150,7 +152,9 @@ def encode(  # noqa: PLR0913 - one parameter an option
     check_kept(keep)
     if out is not None:
         check_out(out, overwrite=overwrite)
-    rows, key = read_files(inputs, text_field=text_field, id_field=id_field, keep_fields=keep)
+    rows, key = read_files(
+        inputs, stdin_format=stdin_format, text_field=text_field, id_field=id_field, keep_fields=keep
+    )
     if dry_run:
         _print_estimate(estimate(rows, settings, how), as_json=as_json)
         return
@@ -158,11 +162,14 @@ def encode(  # noqa: PLR0913 - one parameter an option
     with _open(settings, run) as client:
         shown_id = None if id_field is None else f"field {id_field!r}"
         spec = client.spec(settings.model, how, key=key, on_error=on_error.value, name=name, keep_fields=keep)
-        job = _submit_and_wait(client, spec, rows, missing_id=shown_id, detach=detach)
+        shared.err.print(f"job: {spec.job}", markup=False)
+        job = _submit_and_wait(client, spec, rows, missing_id=shown_id, is_repeatable="-" not in inputs, detach=detach)
         if job is None:
             _report_detached(client, spec, as_json=as_json)
             return
         status = job.status()
+        if status.failed_rows:
+            client.keep()  # for `penstock retry`
         written = job.collect(out, overwrite=overwrite) if out is not None else []
         result = summary(
             status,
@@ -170,21 +177,20 @@ def encode(  # noqa: PLR0913 - one parameter an option
             seconds=time.monotonic() - started,
             workers=len(client.live_slots(spec.queue)),
         )
-    if as_json:
-        shared.print_json(result)
-    else:
-        print_summary(result, shared.err)
-        if out is None:
-            shared.err.print(f"collect with: penstock collect {spec.job} --out FILE", markup=False)
+    _report(result, as_json=as_json)
     if status.failed_rows:
         raise typer.Exit(JobFailed.exit_code)
 
 
-def _options(**values: Any) -> EncodeOptions:
-    try:
-        return EncodeOptions(**values)
-    except ValidationError as exc:
-        raise UsageError(f"Options: {explain(exc)}.") from exc
+def _report(result: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        shared.print_json(result)
+        return
+    print_summary(result, shared.err)
+    if result["failed_rows"]:
+        shared.err.print(f"run the failed rows again with: penstock retry {result['job']}", markup=False)
+    if result["failed_rows"] or not result["out"]:
+        shared.err.print(f"collect with: penstock collect {result['job']} --out FILE", markup=False)
 
 
 @contextmanager
@@ -206,7 +212,7 @@ def _open(settings: Settings, name: str) -> Iterator[Client]:
 
 
 def _submit_and_wait(
-    client: Client, spec: JobSpec, rows: Iterable[Row], *, missing_id: str | None, detach: bool
+    client: Client, spec: JobSpec, rows: Iterable[Row], *, missing_id: str | None, is_repeatable: bool, detach: bool
 ) -> Job | None:
     """Submit a job and wait for its end. Returns None if it is left to the workers."""
     unnamed = 0
@@ -226,15 +232,21 @@ def _submit_and_wait(
                 return None
             job.follow(shown)
         except KeyboardInterrupt:
-            shown.say(_interrupted(client, spec))
+            shown.say(_interrupted(client, spec, is_repeatable=is_repeatable))
             raise typer.Exit(INTERRUPTED) from None
     return job
 
 
-def _interrupted(client: Client, spec: JobSpec) -> str:
-    if client.is_embedded:
+def _interrupted(client: Client, spec: JobSpec, *, is_repeatable: bool) -> str:
+    is_sealed = client.ledger.is_sealed(spec.job)
+    if client.is_embedded and is_repeatable:
         return "penstock: interrupted. The same command goes on from here."
-    if not client.ledger.is_sealed(spec.job):
+    if client.is_embedded and is_sealed:
+        return f"penstock: interrupted. `penstock wait {spec.job}` goes on from here, `penstock collect` comes after."
+    if client.is_embedded:
+        client.note_collected(spec.job)
+        return "penstock: interrupted before standard input was read to its end; nothing is kept."
+    if not is_sealed:
         client.ledger.end(spec, "cancelled", "its submission was interrupted")
         return f"penstock: interrupted before all was uploaded; job {spec.job} is cancelled."
     return (

@@ -131,6 +131,7 @@ def cancel(
     """End a job; it stays ended."""
     with shared.client_of(job, broker, store) as client:
         state = client.job(job).cancel()
+        client.note_collected(job)  # an embedded run's state folder goes with it
     if as_json:
         shared.print_json({"job": job, "state": state})
     else:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tasks import keys
 from tasks.ledger import Lease
 from tasks.messages import Receipt
-from tests.contracts.desk import Desk, wait_ms
+from tests.contracts.desk import Desk, now_ms, wait_ms
 
 #: Slots that take part, and how long their leases hold: one of them never survives the next look.
 LEASES_S = {"node/0": 60.0, "node/1": 60.0, "node/2": 0.001}
@@ -124,6 +124,7 @@ class History:
         answer = self.desk.ask(chunk, slot=slot, lease_s=LEASES_S[slot])
         if not isinstance(answer, Lease):
             return
+        self.publish(list(answer.released))
         assert answer.token > self.last_token
         assert answer.chunk not in self.winners, "a recorded chunk was leased"
         self.last_token = answer.token
@@ -147,7 +148,11 @@ class History:
     def check(self) -> None:
         """The gate is respected and the counters are the sums of the receipts that won."""
         base = keys.job(self.desk.spec.job)
-        assert self.redis.zcard(f"{base}:open") <= self.desk.gate
+        time_ms = now_ms(self.desk.ledger)
+        waiting = {
+            chunk for chunk, lapse in self.redis.zrange(f"{base}:open", 0, -1, withscores=True) if lapse > time_ms
+        }
+        assert len(waiting - set(self.redis.hkeys(f"{base}:leases"))) <= self.desk.gate
         status = self.desk.status
         assert status.recorded == len(self.winners)
         receipts = [receipt for _, receipt in self.winners.values()]

@@ -116,19 +116,23 @@ class LedgerContract:
         """The broker's memory does not depend on the size of the job."""
         assert desk.announce(*range(10)) == [0, 1, 2, 3]
 
-    def test_whoever_records_a_chunk_releases_the_next(self, desk):
-        """A sealed job needs no living client."""
+    def test_whoever_takes_a_ticket_out_of_the_queue_releases_the_next(self, desk):
+        """A sealed job needs no living client, and the gate does not limit how many slots work."""
         desk.announce(*range(6))
         desk.seal(6)
-        released = [desk.record(desk.take(chunk))[1] for chunk in (2, 0, 1, 3, 4, 5)]
-        assert released == [[4], [5], [], [], [], []]
+        leases = [desk.take(chunk, slot=f"node/{chunk}") for chunk in range(6)]
+        assert [lease.released for lease in leases] == [(4,), (5,), (), (), (), ()]
+        assert [desk.record(lease)[1] for lease in leases] == [[]] * 6
         assert desk.status.state == "done"
 
-    def test_a_chunk_given_back_goes_out_again_before_fresh_ones(self, desk):
+    def test_a_chunk_given_back_goes_out_again_before_fresh_ones(self, ledger, make_spec):
         """What was begun is finished first."""
-        desk.announce(*range(8))
-        lease = desk.take(1)
-        assert desk.free(lease) == [1]
+        desk = Desk(ledger, make_spec(), gate=1).create()
+        desk.announce(0, 1, 2)
+        lease = desk.take(0)
+        assert lease.released == (1,)
+        assert desk.free(lease) == []  # the queue is as full as it may be
+        assert desk.take(1, slot="node/1").released == (0,)
 
     def test_jobs_have_gates_of_their_own(self, desk, make_spec):
         """A small job does not wait behind a large one."""
@@ -241,8 +245,8 @@ class LedgerContract:
     def test_any_event_of_the_job_finds_a_lapsed_lease(self, desk):
         """Recovery needs no reconciler as long as something happens."""
         desk.announce(0, 1)
-        desk.take(0, lease_s=0.001)
         lease = desk.take(1, slot="node/1")
+        desk.take(0, lease_s=0.001)
         wait_ms(desk.ledger, 2)
         assert desk.record(lease) == ("recorded", [0])
 
@@ -571,8 +575,19 @@ class LedgerContract:
         tickets = ledger.retry(desk.spec)[2]
         assert len(tickets) == 2
         while tickets:
-            tickets += desk.record(desk.take(tickets.pop(0)))[1]
+            lease = desk.take(tickets.pop(0))
+            tickets += [*lease.released, *desk.record(lease)[1]]
         assert (desk.status.state, desk.status.failed_rows) == ("done", 0)
+
+    def test_a_chunk_without_any_token_can_be_retried(self, desk):
+        """A chunk that was given up has zeros everywhere but in its rows."""
+        desk.announce(0)
+        desk.seal(1)
+        desk.do(0, rows=10, failed_rows=10, truncated_rows=0, tokens=0, padded_tokens=0)
+        assert desk.ledger.retry(desk.spec) == ("done", 1, [0])
+        assert (desk.status.rows_done, desk.status.failed_rows) == (0, 0)
+        desk.do(0)
+        assert (desk.status.state, desk.status.rows_done, desk.status.tokens) == ("done", 10, 90)
 
     def test_a_gate_that_old_tickets_passed_stays_shut(self, ledger, make_spec):
         """Tickets from before a retry are honoured, but nothing more goes out for them."""
@@ -660,7 +675,7 @@ class LedgerContract:
         lease = desk.take(0)
         dead = slot_status(claim=f"{lease.job} {lease.chunk} {lease.token}")
         desk.ledger.workforce.report(dead)
-        assert desk.ledger.bury(dead) == (desk.spec, [0])
+        assert desk.ledger.bury(dead, forgive=False) == (desk.spec, [0])
         assert desk.ledger.workforce.slots() == []
         assert desk.take(0, slot="node/1").attempts == 2
 
@@ -669,20 +684,20 @@ class LedgerContract:
         desk.announce(0)
         lease = desk.take(0)
         dead = slot_status(claim=f"{lease.job} {lease.chunk} {lease.token}")
-        desk.ledger.bury(dead)
+        desk.ledger.bury(dead, forgive=False)
         heir = desk.take(0, slot="node/1")
-        assert desk.ledger.bury(dead) == (desk.spec, [])
+        assert desk.ledger.bury(dead, forgive=False) == (desk.spec, [])
         assert desk.ledger.touch(heir, 60)
 
     def test_burying_an_idle_slot_frees_nothing(self, ledger):
         """It held no lease."""
         ledger.workforce.report(slot_status())
-        assert ledger.bury(slot_status()) is None
+        assert ledger.bury(slot_status(), forgive=False) is None
         assert ledger.workforce.slots() == []
 
     def test_burying_a_slot_with_an_unknown_job_strikes_it_off(self, ledger):
         """The ledger was wiped out meanwhile."""
-        assert ledger.bury(slot_status(claim="encode-gone 1 2")) is None
+        assert ledger.bury(slot_status(claim="encode-gone 1 2"), forgive=False) is None
 
     # -- slots -----------------------------------------------------------------------------------------------
 

@@ -91,11 +91,14 @@ def test_a_long_folder_gets_a_short_socket(tmp_path: Path) -> None:
 def test_runs_are_found_by_their_jobs(tmp_path: Path) -> None:
     """Without opening a server."""
     one, two = Run.at(tmp_path, "one"), Run.at(tmp_path, "two")
-    one.note("encode-1")
-    two.note("encode-2")
-    two.note("encode-3")
-    two.note("encode-3")
+    one.note("encode-1", None)
+    two.note("encode-2", None)
+    two.note("encode-3", None)
+    two.note("encode-3", None)
     assert two.jobs() == ["encode-2", "encode-3"]
+    assert two.store_url() == (two.folder / "store").as_uri()
+    two.note("encode-3", "s3://bucket")
+    assert two.store_url() == "s3://bucket"
     assert find_run(tmp_path, "encode-3") == two
     assert find_run(tmp_path, "encode-4") is None
     assert {found.folder.name for found in runs(tmp_path)} == {"one", "two"}

@@ -121,7 +121,7 @@ def test_one_prompt_is_enough():
     """A text and a name would contradict each other."""
     with pytest.raises(ValidationError) as caught:
         EncodeOptions(prompt="query: ", prompt_name="query")
-    assert explain(caught.value) == "value: give --prompt or --prompt-name, not both"
+    assert explain(caught.value) == "give --prompt or --prompt-name, not both"
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def test_the_environment_makes_the_same_settings_again(monkeypatch):
         chunk_rows=7,
         max_queued_chunks=9,
         heartbeat_s=0.25,
-        lease_s=1e-3,
+        lease_s=0.5,
         model="org/name@main",
         devices="cuda:0,cuda:1",
         processes_per_device=3,
