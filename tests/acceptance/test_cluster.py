@@ -173,6 +173,44 @@ def test_without_a_store_a_small_job_lives_in_redis_and_a_large_one_is_refused(c
     assert "--store" in done.stderr
 
 
+def test_a_worker_whose_model_cannot_be_loaded_ends_with_the_reason(cluster: Cluster) -> None:
+    """Exit code 1, so that a supervisor notices, and one line that says why."""
+    worker = cluster.shell.start("worker", "--model", "fake:bad=1", "--devices", "cpu", "--processes-per-device", "1")
+    said, _ = worker.communicate(timeout=60)
+    assert worker.returncode == 1, said
+    assert "options are dim, limit, ms_per_row" in said
+
+
+def test_more_slots_work_than_tickets_wait(cluster: Cluster) -> None:
+    """The gate limits the queue, not the work."""
+    cluster.shell.environment["PENSTOCK_MAX_QUEUED_CHUNKS"] = "1"
+    cluster.shell.write("corpus.txt", texts(200))
+    cluster.start_worker(SLOW, processes=2)
+    job = cluster.shell.json("encode", "corpus.txt", "--model", SLOW, "--chunk-rows", 50, "--detach")["job"]
+    wait_until(lambda: sum(bool(slot["claim"]) for slot in cluster.slots()) == 2, "both slots are at work")
+    assert cluster.shell.json("wait", job)["rows_done"] == 200
+
+
+def test_a_job_with_failed_rows_is_retried(cluster: Cluster) -> None:
+    """Chunks that were given up count as failed rows, and retry runs them again, and only them."""
+    shell = cluster.shell
+    shell.write("corpus.txt", texts(90))
+    shell.environment["PENSTOCK_MAX_ATTEMPTS"] = "1"
+    worker = cluster.start_worker("fake:ms_per_row=30", processes=1)
+    job = shell.json("encode", "corpus.txt", "--model", "fake:ms_per_row=30", "--chunk-rows", 30, "--detach")["job"]
+    victim = wait_until(lambda: next((s["pid"] for s in cluster.slots() if s["claim"]), None), "a chunk is in work")
+    psutil.Process(victim).kill()
+    result = shell.json("wait", job, code=1)
+    assert (result["state"], result["rows_done"], result["failed_rows"]) == ("done", 90, 30)
+    shown = shell.json("status", job)["errors"]
+    assert len(shown) == 10
+    assert "given up: 1 attempt at its chunk" in shown[0]["error"]
+    assert shell.json("retry", job)["chunks_retried"] == 1
+    result = shell.json("wait", job)
+    assert (result["state"], result["rows_done"], result["failed_rows"]) == ("done", 90, 0)
+    assert worker.poll() is None
+
+
 def test_a_node_without_an_engine_refuses_to_consume(cluster: Cluster) -> None:
     """Celery's own command without workers.boot would swallow tickets."""
     done = celery(cluster, "worker", code=1)

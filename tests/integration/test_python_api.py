@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from producer import Client
+from producer.runs import Run
 from tasks.errors import BadInput, JobFailed, UsageError
+from tasks.records import Lease
+from tasks.workforce import SlotStatus
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +100,28 @@ def test_waiting_stops_when_the_time_is_up(client: Client) -> None:
         job.wait(timeout_s=0.3)
     assert job.cancel() == "cancelled"
     client.note_collected(job.id)
+
+
+def test_an_interruption_does_not_count_as_an_attempt(tmp_path: Path) -> None:
+    """What slots held when their run was ended is done at once by the next one, and never given up for it."""
+    run = Run.at(tmp_path, "one")
+    with Client.embedded(run=run, max_attempts=1) as client:
+        job = client.encode([("a", "one"), ("b", "two")], model="fake")
+        lease = client.ledger.claim(job.id, 0, queue=job.spec.queue, slot="gone/0", lease_s=600)
+        assert isinstance(lease, Lease)
+        claim = f"{job.id} 0 {lease.token}"
+        gone = SlotStatus("gone/0", "gone", "host", 1, "cpu", "fake", job.spec.queue, "", "ready", claim=claim)
+        client.ledger.workforce.report(gone)
+        client.start_workers("fake", 1)
+        status = job.wait(timeout_s=30)
+        assert (status.rows_done, status.failed_rows) == (2, 0)
+        assert job.vectors().shape == (2, 32)
+
+
+def test_a_wrong_option_is_a_usage_error(client: Client) -> None:
+    """One line instead of a validation report."""
+    with pytest.raises(UsageError, match="not both"):
+        client.encode(["a"], prompt="a", prompt_name="b")
 
 
 def test_without_a_broker_the_cluster_client_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
