@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import signal
 import sys
 from typing import Annotated
 
@@ -41,6 +42,8 @@ def main() -> None:
     """Run the command: a penstock error becomes one line and its exit code; ``--debug`` shows the traceback."""
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    # So that servers, workers and half-written files are cleaned up as they are after an error.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         from producer.commands import doctor, encode, jobs, worker
 

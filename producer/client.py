@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import secrets
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,7 +21,7 @@ from producer.runs import Run
 from producer.submission import submit
 from producer.writers import check_kept
 from tasks import broker, delivery, weights
-from tasks.errors import JobRefused, Permanent, UsageError
+from tasks.errors import BadInput, JobRefused, StoreFull, Transient, UsageError
 from tasks.ledger import Ledger
 from tasks.messages import EncodeOptions, JobSpec, ModelSpec, OnError, explain, new_job_id
 from tasks.reconciler import reconcile
@@ -89,18 +90,22 @@ class Client:
         chosen = settings or Settings.load(model=model, **changes)
         run = run or Run.at(chosen.state_dir, f"run-{secrets.token_hex(4)}")
         server = EmbeddedServer(run)
+        client: Client | None = None
         try:
             server.start()
             urls = {"broker_url": server.url, "store_url": chosen.store_url or run.store_url()}
             client = cls(settings=chosen.model_copy(update=urls))
+            client.run, client._server, client._uncollected = run, server, set(run.jobs())
+            if model is not None:
+                client.start_workers(model, workers)
         except BaseException:
-            server.stop()
-            if not run.jobs():
-                run.remove()
+            if client is not None:
+                client.close()
+            else:
+                server.stop()
+                if not run.jobs():
+                    run.remove()
             raise
-        client.run, client._server = run, server
-        if model is not None:
-            client.start_workers(model, workers)
         return client
 
     def __enter__(self) -> Self:
@@ -137,11 +142,14 @@ class Client:
         weights.locate(spec)
         if spec.engine != "fake" and importlib.util.find_spec("torch") is None:
             raise UsageError("This machine has no torch for local workers: pip install 'penstock[worker]'.")
-        # Slots that are noted here died with the last owner of this run: nobody waits for their leases to lapse.
+        # Whatever is leased here was held by slots of an earlier owner of this run, which ended with it. That is no
+        # fault of the chunks, and nobody needs to wait for the leases to lapse.
         for slot in self.ledger.workforce.slots():
-            freed = self.ledger.bury(slot, forgive=True)
-            if freed:
-                delivery.publish(self.app, *freed)
+            self.ledger.workforce.forget(slot.slot)
+        for job in self.ledger.active_jobs():
+            held = self.ledger.spec(job)
+            for chunk, token in self.ledger.leases(held):
+                delivery.publish(self.app, held, self.ledger.free(held, chunk, token, forgive=True))
         changes = {"model": model, "workers": workers or self.settings.workers}
         self._workers = EmbeddedWorkers(self.run, self.settings.model_copy(update=changes))
 
@@ -187,16 +195,16 @@ class Client:
             BadInput: a record cannot be read.
             UsageError: an option is wrong.
         """
-        rows, key = read_corpus(corpus, text_field=text_field, id_field=id_field, keep_fields=tuple(keep_fields))
+        opened = read_corpus(corpus, text_field=text_field, id_field=id_field, keep_fields=tuple(keep_fields))
         spec = self.spec(
             model,
             EncodeOptions.of(**options),
-            key=key,
+            key=opened.key,
             on_error=on_error,
             name=name,
             keep_fields=tuple(keep_fields),
         )
-        return self.submit(spec, rows)
+        return self.submit(spec, opened.rows)
 
     def spec(self, model: str | None, options: EncodeOptions, **fields: Any) -> JobSpec:
         """Return the spec of a new job, or that of the unfinished one with the same key in an embedded run."""
@@ -207,8 +215,10 @@ class Client:
         parsed = ModelSpec.parse(chosen)
         fields["key"] = job_key(fields["key"], self.settings, parsed, options, fields.get("on_error", "keep"))
         found = self.ledger.find(fields["key"]) if self.is_embedded else None
-        if found is not None and self.ledger.status(found.job).state in {"submitting", "running", "done"}:
-            return found
+        if found is not None:
+            if self.ledger.status(found.job).state in {"submitting", "running", "done"}:
+                return found
+            self.note_collected(found.job)  # it ended without results, and this one takes its place
         try:
             return JobSpec(job=new_job_id(), model=parsed, options=options, store_id=self.store_id, **fields)
         except ValidationError as exc:
@@ -243,8 +253,13 @@ class Client:
                 settings=self.settings,
                 on_chunk=on_chunk,
             )
-        except Permanent:
+        except (BadInput, StoreFull):
             self.note_collected(spec.job)  # there is nothing to come back to
+            raise
+        except BaseException as exc:
+            if not self.is_embedded:  # an embedded run goes on with the same command
+                with suppress(Transient):
+                    self.ledger.end(spec, "cancelled", f"its submission ended early ({type(exc).__name__})")
             raise
         return Job(self, spec)
 
@@ -263,11 +278,8 @@ class Client:
     def note_collected(self, job: str) -> None:
         """Note that a job's results were read, or never will be: its state folder may go."""
         self._uncollected.discard(job)
-
-    def keep(self) -> None:
-        """Keep the state folder whatever happens."""
         if self.run is not None:
-            self._uncollected.update(self.run.jobs())
+            self.run.forget(job)
 
     # -- workers ---------------------------------------------------------------------------------------------------
 

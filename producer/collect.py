@@ -31,19 +31,26 @@ def result_tables(ledger: Ledger, store: Store, status: JobStatus) -> Iterator[p
         JobFailed: not every chunk is recorded.
         DamagedObject: a result is missing or not what was recorded.
     """
-
-    def fetch(record: Recorded) -> pa.Table:
-        path = keys.result_path(status.spec.job, record.chunk, record.token)
-        return tables.from_bytes(checked(store, path, record.size_bytes, record.crc32), path)
-
     with ThreadPoolExecutor(AHEAD, thread_name_prefix="collect") as pool:
         waiting: deque[Future[pa.Table]] = deque()
         for record in _records(ledger, status):
-            waiting.append(pool.submit(fetch, record))
+            waiting.append(pool.submit(_fetch, store, status.spec.job, record))
             if len(waiting) > AHEAD:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def fetch(ledger: Ledger, store: Store, job: str, chunks: Iterable[int]) -> Iterator[pa.Table]:
+    """Yield the results of single recorded chunks."""
+    for chunk in chunks:
+        for record in ledger.recorded(job, chunk, 1):
+            yield _fetch(store, job, record)
+
+
+def _fetch(store: Store, job: str, record: Recorded) -> pa.Table:
+    path = keys.result_path(job, record.chunk, record.token)
+    return tables.from_bytes(checked(store, path, record.size_bytes, record.crc32), path)
 
 
 def _records(ledger: Ledger, status: JobStatus) -> Iterator[Recorded]:

@@ -6,12 +6,13 @@ import itertools
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 from producer.readers import read_items, read_rows
 from producer.rows import Row
 from producer.sources import expand
 from producer.submission import submission_key
+from tasks.errors import UsageError
 from tasks.messages import EncodeOptions, ModelSpec
 from tasks.settings import Settings
 
@@ -32,6 +33,20 @@ class FieldNames(TypedDict):
     keep_fields: tuple[str, ...]
 
 
+class Opened(NamedTuple):
+    """A corpus that is ready to be read.
+
+    Attributes:
+        rows: its rows, in order.
+        key: the same for the same files and fields; random for what exists only now.
+        is_repeatable: whether the same command can read it again.
+    """
+
+    rows: Iterable[Row]
+    key: str
+    is_repeatable: bool
+
+
 def job_key(corpus: str, settings: Settings, model: ModelSpec, options: EncodeOptions, on_error: str) -> str:
     """Return the key of a job: the same for the same corpus, cut in the same way, with the same model and options."""
     return submission_key(
@@ -44,32 +59,39 @@ def job_key(corpus: str, settings: Settings, model: ModelSpec, options: EncodeOp
     )
 
 
-def read_corpus(
-    corpus: Corpus, *, text_field: str, id_field: str | None, keep_fields: tuple[str, ...]
-) -> tuple[Iterable[Row], str]:
-    """Return the rows of a corpus, and a key that the same files and fields have again.
-
-    Records that exist only in this process, and standard input, get a random key.
+def read_corpus(corpus: Corpus, *, text_field: str, id_field: str | None, keep_fields: tuple[str, ...]) -> Opened:
+    """Open whatever `Client.encode` takes.
 
     Raises:
         BadInput: a file is not there or cannot be read.
+        UsageError: a list of strings names files.
     """
     fields: FieldNames = {"text_field": text_field, "id_field": id_field, "keep_fields": keep_fields}
     if isinstance(corpus, (str, Path)):
         return read_files([str(corpus)], **fields)
     if isinstance(corpus, Sequence) and corpus and isinstance(corpus[0], Path):
         return read_files([str(path) for path in corpus], **fields)
-    return read_items(corpus, **fields), secrets.token_hex(16)  # type: ignore[arg-type]
+    if isinstance(corpus, Sequence) and corpus and isinstance(corpus[0], str) and _is_file(corpus[0]):
+        raise UsageError(
+            "A list of strings is a list of texts, and the first one names a file: give Path objects for files."
+        )
+    return Opened(read_items(corpus, **fields), secrets.token_hex(16), is_repeatable=False)  # type: ignore[arg-type]
 
 
-def read_files(
-    inputs: Sequence[str], *, stdin_format: str | None = None, **fields: Unpack[FieldNames]
-) -> tuple[Iterable[Row], str]:
+def read_files(inputs: Sequence[str], *, stdin_format: str | None = None, **fields: Unpack[FieldNames]) -> Opened:
     """Do the same for files, globs, URLs and ``-``."""
     sources = expand(inputs, stdin_format=stdin_format)
     identities = [source.identity() for source in sources]
-    key = secrets.token_hex(16) if None in identities else submission_key(identities, **fields)
-    return read_ahead(read_rows(sources, **fields)), key
+    is_repeatable = None not in identities
+    key = submission_key(identities, **fields) if is_repeatable else secrets.token_hex(16)
+    return Opened(read_ahead(read_rows(sources, **fields)), key, is_repeatable)
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long for a path, or with a NUL
+        return False
 
 
 def read_ahead(rows: Iterator[Row]) -> Iterator[Row]:

@@ -72,15 +72,36 @@ class EmbeddedServer:
         Raises:
             BrokerUnavailable: it does not answer; the line quotes the end of its log.
         """
+        deadline = time.monotonic() + START_S
+        while not self._take_lock_and_spawn() and not self._answers():
+            # Its owner is just starting or just ending it: one of both comes true.
+            self._check_patience(deadline)
+        while not self._answers():
+            self._check_patience(deadline)
+
+    def _take_lock_and_spawn(self) -> bool:
         lock = (self._run.folder / "lock").open("w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.close()
-        else:
-            self._lock = lock
-            self._process = self._spawn(lock.fileno())
-        self._wait_until_ready()
+            return False
+        self._lock = lock
+        self._process = self._spawn(lock.fileno())
+        return True
+
+    def _answers(self) -> bool:
+        with redis.Redis.from_url(redis_url(self.url)) as client:
+            try:
+                return bool(client.ping())
+            except redis.RedisError:
+                return False
+
+    def _check_patience(self, deadline: float) -> None:
+        is_dead = self._process is not None and self._process.poll() is not None
+        if is_dead or time.monotonic() > deadline:
+            raise BrokerUnavailable(f"The embedded server in {self._run.folder} does not start: {self._last_words()}")
+        time.sleep(POLL_S)
 
     def stop(self) -> None:
         """End the server if it is ours; its data stays."""
@@ -112,20 +133,6 @@ class EmbeddedServer:
             env=_environment(),
         )
 
-    def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + START_S
-        with redis.Redis.from_url(redis_url(self.url)) as client:
-            while True:
-                with contextlib.suppress(redis.RedisError):
-                    client.ping()
-                    return
-                is_dead = self._process is not None and self._process.poll() is not None
-                if is_dead or time.monotonic() > deadline:
-                    raise BrokerUnavailable(
-                        f"The embedded server in {self._run.folder} does not start: {self._last_words()}"
-                    )
-                time.sleep(POLL_S)
-
     def _last_words(self) -> str:
         try:
             lines = (self._run.folder / "broker" / "server.log").read_text(errors="replace").splitlines()
@@ -140,6 +147,7 @@ class EmbeddedWorkers:
     def __init__(self, run: Run, settings: Settings) -> None:
         self._run = run
         with run.worker_log.open("ab") as log:
+            self._log_start = log.tell()
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "workers.launch"],
                 env={**_environment(), **settings.environment(), lifeline.LIFELINE_VARIABLE: "1"},
@@ -154,9 +162,12 @@ class EmbeddedWorkers:
         status = self._process.poll()
         if status is None:
             return
-        lines = self._run.worker_log.read_text(errors="replace").strip().splitlines() or ["it left no log"]
-        line = next((line for line in reversed(lines) if "Node ends" in line or "penstock worker:" in line), lines[-1])
-        reason = line.split("failed: ")[-1].removeprefix("penstock worker: ")
+        with self._run.worker_log.open("rb") as log:
+            log.seek(self._log_start)
+            lines = log.read().decode(errors="replace").splitlines()
+        said = [line for line in lines if "failed: " in line or line.startswith("penstock worker: ")]
+        how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+        reason = said[-1].split("failed: ")[-1].removeprefix("penstock worker: ") if status > 0 and said else how
         if status == UsageError.exit_code:
             raise UsageError(reason)
         raise WorkerStopped(f"The embedded workers ended: {reason} (log: {self._run.worker_log})")

@@ -16,6 +16,7 @@ from tasks import delivery
 from tasks.errors import JobRefused, UsageError
 from tasks.messages import JobSpec
 from tasks.records import JobStatus
+from tasks.retrying import retry_transient
 from tasks.workforce import SlotStatus
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 POLL_S = 0.1
 #: Seconds between two looks at the slots that serve it, of which there may be many.
 LOOK_S = 0.5
+#: Seconds that a broker may be away before waiting for a job ends; the job goes on.
+PATIENCE_S = 60.0
 #: Seconds without a live slot after which that is said.
 LONELY_S = 10.0
 
@@ -74,11 +77,9 @@ class Job:
         look_at = 0.0
         slots: list[SlotStatus] = []
         while True:
-            status = self.status()
+            status = retry_transient(self.status, for_s=PATIENCE_S)
             if time.monotonic() >= look_at or status.is_over:
-                slots = self.slots()
-                self._check_refusals(slots)
-                self._client.reconcile()
+                slots = retry_transient(self._look, for_s=PATIENCE_S)
                 look_at = time.monotonic() + LOOK_S
             shown.update(status, slots)
             if status.is_over:
@@ -94,14 +95,15 @@ class Job:
 
     def results(self) -> Iterator[pa.Table]:
         """Yield the results chunk by chunk, in the order of the rows."""
-        yield from self._tables(self.status())
-        self._client.note_collected(self.id)
+        status = self.status()
+        yield from self._tables(status)
+        self._note_collected(status)
 
     def vectors(self) -> np.ndarray:
         """Return all vectors (n_rows, dim) in the order of the rows; rows with an error are NaN."""
         status = self.status()
         vectors = collect.stack_vectors(self._tables(status), collect.result_info(status))
-        self._client.note_collected(self.id)
+        self._note_collected(status)
         return vectors
 
     def collect(self, out: str, *, overwrite: bool = False) -> list[str]:
@@ -109,7 +111,7 @@ class Job:
         status = self.status()
         written = write_results(self._tables(status), collect.result_info(status), out, overwrite=overwrite)
         # Only now: until the file has its name, the store holds the only copy.
-        self._client.note_collected(self.id)
+        self._note_collected(status)
         return written
 
     def errors(self, count: int) -> list[dict[str, object]]:
@@ -117,7 +119,8 @@ class Job:
         status = self.status()
         if not status.failed_rows or status.recorded < status.chunks:
             return []
-        return collect.first_errors(self._tables(status), count)
+        failed = self._client.ledger.failed_chunks(self.id)[:count]
+        return collect.first_errors(collect.fetch(self._client.ledger, self._client.store, self.id, failed), count)
 
     def cancel(self) -> str:
         """End the job; chunks in work are dropped. Returns the state that it has now."""
@@ -127,13 +130,19 @@ class Job:
         """Run the chunks with error rows again. Returns how many there are.
 
         Raises:
-            UsageError: the job is not over, or was cancelled.
+            UsageError: the job is not over, was cancelled, or has only a part of its corpus.
         """
+        if not self._client.ledger.is_sealed(self.id):
+            raise UsageError(f"Job {self.id} has only a part of its corpus; submit it again.")
         state, chunks, tickets = self._client.ledger.retry(self.spec)
         if state not in {"done", "failed"}:
             raise UsageError(f"Job {self.id} is {state}; only a job that is done or failed can be retried.")
         delivery.publish(self._client.app, self.spec, tickets)
         return chunks
+
+    def _note_collected(self, status: JobStatus) -> None:
+        if not status.failed_rows:  # failed rows may be retried
+            self._client.note_collected(self.id)
 
     def _tables(self, status: JobStatus) -> Iterator[pa.Table]:
         if self.spec.store_id != self._client.store_id:
@@ -143,6 +152,12 @@ class Job:
                 job=self.id,
             )
         return collect.result_tables(self._client.ledger, self._client.store, status)
+
+    def _look(self) -> list[SlotStatus]:
+        slots = self.slots()
+        self._check_refusals(slots)
+        self._client.reconcile()
+        return slots
 
     def _check_refusals(self, slots: list[SlotStatus]) -> None:
         refusals = self._client.ledger.refusals(self.id) if slots else {}

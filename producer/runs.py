@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks.errors import UsageError
+
 #: Unix socket paths stop at 108 bytes on Linux and 104 on macOS, the final zero included.
 LONGEST_SOCKET_PATH = 100
 
@@ -48,6 +50,9 @@ class Run:
             return path
         short = Path(tempfile.gettempdir()) / f"penstock-{os.getuid()}"
         short.mkdir(mode=0o700, exist_ok=True)
+        found = short.stat()
+        if found.st_uid != os.getuid() or found.st_mode & 0o077:
+            raise UsageError(f"{short} belongs to somebody else: set a shorter PENSTOCK_STATE_DIR, or another TMPDIR.")
         return short / f"{hashlib.sha256(os.fsencode(self.folder)).hexdigest()[:16]}.sock"
 
     @property
@@ -65,7 +70,15 @@ class Run:
 
     def note(self, job: str, store_url: str | None) -> None:
         """Add a job and its store, so that both are found without opening the server."""
-        jobs = [*(name for name in self.jobs() if name != job), job]
+        self._write([*(name for name in self.jobs() if name != job), job], store_url)
+
+    def forget(self, job: str) -> None:
+        """Drop a job that nobody will ask for again."""
+        jobs = self.jobs()
+        if job in jobs:
+            self._write([name for name in jobs if name != job], self._noted().get("store_url"))
+
+    def _write(self, jobs: list[str], store_url: str | None) -> None:
         file = self.folder / "run.json"
         draft = file.with_suffix(".tmp")
         draft.write_text(json.dumps({"jobs": jobs, "store_url": store_url}))
@@ -74,7 +87,7 @@ class Run:
     def _noted(self) -> dict[str, Any]:
         try:
             return dict(json.loads((self.folder / "run.json").read_text()))
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):  # none yet, or torn when the machine stopped
             return {}
 
     def remove(self) -> None:
@@ -87,7 +100,8 @@ def runs(state_dir: Path) -> Iterator[Run]:
     """Yield the runs that there are, oldest first."""
     parent = state_dir.expanduser().resolve() / "runs"
     if parent.is_dir():
-        for folder in sorted(parent.iterdir(), key=lambda path: path.stat().st_mtime):
+        folders = [path for path in parent.iterdir() if path.is_dir()]
+        for folder in sorted(folders, key=lambda path: path.stat().st_mtime):
             yield Run(folder)
 
 

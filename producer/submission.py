@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,12 +13,17 @@ from celery import Celery
 
 from producer.chunking import Chunk
 from tasks import delivery, keys, tables
-from tasks.errors import BadInput, Permanent
+from tasks.errors import BadInput, JobFailed, StoreFull, Transient
 from tasks.ledger import Ledger
 from tasks.messages import JobSpec
+from tasks.retrying import retry_transient
 from tasks.settings import Settings
 from tasks.store import Store
 
+log = logging.getLogger(__name__)
+
+#: Seconds that broker or store may be away before a submission ends.
+PATIENCE_S = 60.0
 #: Tickets in the broker per live slot, and the least: enough that no slot waits for the next one.
 TICKETS_PER_SLOT = 4
 LEAST_TICKETS = 32
@@ -52,7 +58,7 @@ def submit(
         BadInput: a record cannot be read. If chunks were sent already, the job is marked as failed.
         JobFailed: the job was cancelled or failed meanwhile.
     """
-    ledger, store, app = office
+    ledger = office[0]
     remaining = iter(chunks)
     first = next(remaining, None)
     if first is None:
@@ -65,19 +71,36 @@ def submit(
     try:
         for chunk in itertools.chain([first], remaining):
             number = chunk.number
-            if number >= announced:
-                store.put(keys.input_path(spec.job, number), _input_bytes(chunk))
-            state, tickets = ledger.announce(spec, number, chunk.n_rows, chunk.n_bytes)
-            if state != "submitting":
-                ledger.status(spec.job).raise_for_state()
-            delivery.publish(app, spec, tickets)
+            _send(spec, chunk, office, is_there=number < announced)
             on_chunk(chunk)
-    except Permanent as exc:
+    except (BadInput, StoreFull) as exc:
         ledger.end(spec, "failed", str(exc))
         raise
-    _, tickets = ledger.seal(spec, number + 1, kept_types())
-    delivery.publish(app, spec, tickets)
+    state, tickets = retry_transient(lambda: ledger.seal(spec, number + 1, kept_types()), for_s=PATIENCE_S)
+    _go_on(spec, office, state, tickets)
 
 
-def _input_bytes(chunk: Chunk) -> bytes:
-    return tables.to_bytes(tables.input_table(chunk.first_row, chunk.ids, chunk.texts, chunk.kept))
+def _send(spec: JobSpec, chunk: Chunk, office: tuple[Ledger, Store, Celery], *, is_there: bool) -> None:
+    ledger, store, _ = office
+    if not is_there:
+        data = tables.to_bytes(tables.input_table(chunk.first_row, chunk.ids, chunk.texts, chunk.kept))
+        retry_transient(lambda: store.put(keys.input_path(spec.job, chunk.number), data), for_s=PATIENCE_S)
+    state, tickets = retry_transient(
+        lambda: ledger.announce(spec, chunk.number, chunk.n_rows, chunk.n_bytes), for_s=PATIENCE_S
+    )
+    _go_on(spec, office, state, tickets)
+
+
+def _go_on(spec: JobSpec, office: tuple[Ledger, Store, Celery], state: str, tickets: list[int]) -> None:
+    """Publish tickets, unless the job ended meanwhile."""
+    ledger, _, app = office
+    if state == "gap":
+        raise JobFailed(
+            f"The broker lost a part of what it had of job {spec.job}; run the same command again.", job=spec.job
+        )
+    if state in {"failed", "cancelled"}:
+        ledger.status(spec.job).raise_for_state()
+    try:
+        delivery.publish(app, spec, tickets)
+    except Transient as exc:  # the reconciler issues them again
+        log.warning("Tickets not published: %s", exc, extra={"action": "publish", "job": spec.job})

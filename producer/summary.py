@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tasks.records import JobStatus
@@ -66,5 +67,5 @@ def print_summary(result: dict[str, Any], console: Console) -> None:
         out = result["out"]
         lines.append(("written", out if isinstance(out, str) else ", ".join(out)))
     for name, value in lines:
-        table.add_row(f"[bold]{name}[/bold]", value)
+        table.add_row(f"[bold]{name}[/bold]", escape(value))
     console.print(table, soft_wrap=True, highlight=False)

@@ -6,6 +6,7 @@ A node that was started without an engine (no ``-I workers.boot``) refuses to co
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import Any
 
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 
 from tasks import delivery
 from tasks.chunk import run_chunk
+from tasks.errors import EngineBroken
 from tasks.messages import Ticket, explain
 from tasks.settings import Settings
 from tasks.slot import Slot
@@ -62,4 +64,8 @@ def encode(job: str, chunk: int, version: int = 0) -> str:
         return f"refused: {explain(exc)}"
     if installed.slot is None:
         return "void: the slot is not ready"
-    return run_chunk(installed.slot, ticket)
+    try:
+        return run_chunk(installed.slot, ticket)
+    except EngineBroken as exc:
+        log.error("Slot ends: %s", exc, extra={"action": "end"})  # noqa: TRY400 - the reason is known
+        os._exit(1)  # the node replaces this process, and with it the engine

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from tasks import keys, tables
-from tasks.errors import Permanent, Transient
-from tasks.messages import Receipt, Ticket
+from tasks.errors import EngineBroken, Permanent, Transient, place_of
+from tasks.messages import Receipt, Ticket, VectorDtype
 from tasks.ports import Encoded
 from tasks.records import Lease, Refusal
 from tasks.retrying import retry_transient
@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds that a slot goes on trying to reach broker or store before it gives its chunk back. Its work is lost then.
 PATIENCE_S = 120.0
-#: Seconds after which a chunk that this slot would not or could not do is offered again.
+#: Seconds after which a chunk that this slot could not do is offered again, and for which a slot rests that will not
+#: do a job.
 AGAIN_S = 2.0
 
 
@@ -78,6 +79,8 @@ def _refuse(slot: Slot, lease: Lease, reason: str) -> str:
     log.warning("Job refused: %s", reason, extra={"action": "refuse", "job": lease.job})
     retry_transient(lambda: slot.ledger.refuse(lease.spec, slot.status.slot, reason), for_s=PATIENCE_S)
     _give_back(slot, lease, forgive=True)
+    # Otherwise this slot, which is always idle, would take nearly every ticket from those that can do the job.
+    time.sleep(AGAIN_S)
     return "refused"
 
 
@@ -94,14 +97,17 @@ def _work(slot: Slot, lease: Lease) -> str:
         reason = str(exc)
         retry_transient(lambda: slot.ledger.end(lease.spec, "failed", reason), for_s=PATIENCE_S)
         return "failed"
+    except EngineBroken:
+        _give_back(slot, lease, forgive=False)
+        raise
     except Transient as exc:
         log.warning("Chunk handed back: %s", exc, extra={"action": "free", **fields})
-        _give_back(slot, lease, forgive=True)
+        _give_back(slot, lease, forgive=True, delay_s=AGAIN_S)
         return "handed back"
-    except Exception:
-        # The task's boundary: the attempt counts, and the chunk is given up after a few.
-        log.exception("Chunk failed", extra={"action": "free", **fields})
-        _give_back(slot, lease, forgive=False)
+    except Exception as exc:  # noqa: BLE001 - the task's boundary
+        # The attempt counts, and the chunk is given up after a few.
+        log.error("Chunk failed: %s", place_of(exc), extra={"action": "free", **fields})  # noqa: TRY400 - see place_of
+        _give_back(slot, lease, forgive=False, delay_s=AGAIN_S)
         return "attempt failed"
     if receipt is None:
         return "lease lost"
@@ -109,14 +115,15 @@ def _work(slot: Slot, lease: Lease) -> str:
     if outcome == "weights":  # another slot began the job while this one was at work
         return _refuse(slot, lease, _other_weights(slot, slot.ledger.status(lease.job).weights))
     slot.publish(lease.spec, released)
-    slot.count(receipt)
+    if outcome == "recorded":
+        slot.count(receipt)
     log.info("Chunk finished", extra={"action": "record", **fields, "rows": receipt.rows, "outcome": outcome})
     return f"{outcome}: {receipt.rows} rows"
 
 
-def _give_back(slot: Slot, lease: Lease, *, forgive: bool) -> None:
+def _give_back(slot: Slot, lease: Lease, *, forgive: bool, delay_s: float = 0.0) -> None:
     try:
-        released = slot.ledger.free(lease.spec, lease.chunk, lease.token, forgive=forgive, delay_s=AGAIN_S)
+        released = slot.ledger.free(lease.spec, lease.chunk, lease.token, forgive=forgive, delay_s=delay_s)
     except Transient as exc:
         log.warning("Lease not freed, it will lapse: %s", exc, extra={"action": "free", "job": lease.job})
         return
@@ -150,7 +157,7 @@ def _produce(slot: Slot, lease: Lease) -> Receipt | None:
     )
 
 
-def _drop_overflows(encoded: Encoded, dtype: tables.VectorDtype) -> None:
+def _drop_overflows(encoded: Encoded, dtype: VectorDtype) -> None:
     """Make rows whose numbers the stored type cannot hold error rows, rather than store infinities."""
     for i in np.flatnonzero(np.abs(encoded.vectors).max(axis=1) > np.finfo(dtype).max):
         encoded.errors[i] = f"a number of the vector does not fit into {dtype}; use --vector-dtype float32"

@@ -5,7 +5,8 @@
     PenstockError
     ├── Transient                 worth trying again
     │   ├── BrokerUnavailable     the broker cannot be reached            exit 3
-    │   └── StoreUnavailable      the store cannot be reached             exit 3
+    │   ├── StoreUnavailable      the store cannot be reached             exit 3
+    │   └── EngineBroken          the device or model no longer computes  exit 1
     └── Permanent                 reported once, never retried
         ├── UsageError            an option or a combination is wrong     exit 2
         │   ├── OutputExists      --out is there already
@@ -25,6 +26,7 @@ record's text.
 from __future__ import annotations
 
 import inspect
+import traceback
 from typing import Any
 
 
@@ -41,6 +43,13 @@ class PenstockError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         """Survive pickling with the data (Celery sends exceptions between processes)."""
         return _rebuild, (type(self), str(self), self.data)
+
+
+def place_of(exc: BaseException) -> str:
+    """Name an exception by type and place, without its text, which may quote a record."""
+    frames = traceback.extract_tb(exc.__traceback__)
+    where = f" in {frames[-1].name}, {frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}" if frames else ""
+    return f"{type(exc).__name__}{where}"
 
 
 def _rebuild(cls: type[PenstockError], message: str, data: dict[str, Any]) -> PenstockError:
@@ -65,6 +74,10 @@ class StoreUnavailable(Transient):
     """The store does not answer. Check --store and its credentials."""
 
     exit_code = 3
+
+
+class EngineBroken(Transient):
+    """The engine fails on everything; its process must be replaced."""
 
 
 class UsageError(Permanent):

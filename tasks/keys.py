@@ -23,14 +23,14 @@ penstock:reconciler     string the process that reconciles just now  seconds  no
 penstock.OPERATION.D    list   Celery's tickets for model digest D   tickets  client, slot node
 ======================= ====== ===================================== ======== ============ ============
 
-========================================= ============================== ================== =========
-store path                                holds                          written by         read by
-========================================= ============================== ================== =========
-penstock-store-id                         the store's random id          whoever is first   all
-jobs/J/input/00000042.arrow               a chunk input                  client             slot
-jobs/J/result/00000042-000000007.arrow    a chunk result, under the      slot               client
-                                          fencing token of its lease
-========================================= ============================== ================== =========
+========================================== ============================= ================== =========
+store path                                 holds                          written by         read by
+========================================== ============================= ================== =========
+penstock-store-id                          the store's random id          whoever is first   all
+jobs/J/input/00000042.arrow                a chunk input                  client             slot
+jobs/J/result/00000042-0000000000007.arrow a chunk result, under the     slot               client
+                                           fencing token of its lease
+========================================== ============================= ================== =========
 """
 
 from __future__ import annotations
@@ -65,6 +65,16 @@ def step_keys(job_id: str, queue: str) -> list[str]:
     return [base, *(f"{base}:{part}" for part in parts), ACTIVE, queue]
 
 
+def leases(job_id: str) -> str:
+    """Return the hash of a job's leases."""
+    return f"penstock:job:{job_id}:leases"
+
+
+def failed(job_id: str) -> str:
+    """Return the set of a job's recorded chunks with error rows."""
+    return f"penstock:job:{job_id}:failed"
+
+
 def done(job_id: str) -> str:
     """Return the hash of a job's recorded chunks."""
     return f"penstock:job:{job_id}:done"
@@ -82,12 +92,7 @@ def input_path(job_id: str, chunk: int) -> str:
 
 def result_path(job_id: str, chunk: int, token: int) -> str:
     """Return where the holder of a fencing token stores its chunk result."""
-    return f"jobs/{job_id}/result/{chunk:08d}-{token:09d}.arrow"
-
-
-def job_path(job_id: str) -> str:
-    """Return the folder of all that a job has in the store."""
-    return f"jobs/{job_id}"
+    return f"jobs/{job_id}/result/{chunk:08d}-{token:013d}.arrow"
 
 
 def redis_folder(path: str) -> str:

@@ -27,6 +27,10 @@ from tasks.workforce import SlotStatus, Workforce
 TICKET_GRACE_S = 5.0
 
 
+#: What a server answers that is full, busy, loading or changing its role: the same command may succeed later.
+_PASSING = re.compile(r"\b(OOM|READONLY|MISCONF|BUSY|LOADING|MASTERDOWN|TRYAGAIN|CLUSTERDOWN|NOREPLICAS)\b")
+
+
 class Ledger:
     """The jobs of one broker."""
 
@@ -46,10 +50,10 @@ class Ledger:
     def create(self, spec: JobSpec, *, gate: int, ticket_s: float) -> None:
         """Note a new job in state submitting."""
         with self.reaching():
-            self._step("create", spec, spec.job, spec.model_dump_json(), gate, _ms(ticket_s))
-            now_s, now_us = self.redis.time()
-            self.redis.zadd(keys.JOBS, {spec.job: now_s * 1000 + now_us // 1000}, nx=True)
-            self.redis.set(keys.submission(spec.key), spec.job)
+            self._steps["create"](
+                keys=[*keys.step_keys(spec.job, spec.queue), keys.JOBS, keys.submission(spec.key)],
+                args=[spec.job, spec.model_dump_json(), gate, _ms(ticket_s)],
+            )
 
     def announce(self, spec: JobSpec, chunk: int, rows: int, size_bytes: int) -> tuple[str, list[int]]:
         """Say that a chunk input is in the store. Returns the job's state and the tickets to publish."""
@@ -210,6 +214,17 @@ class Ledger:
             notes = cast("list[str | None]", self.redis.hmget(keys.done(job), [str(c) for c in chunks]))
         return [read_record(chunk, note) for chunk, note in zip(chunks, notes, strict=True) if note]
 
+    def failed_chunks(self, job: str) -> list[int]:
+        """Return the recorded chunks with error rows, in order."""
+        with self.reaching():
+            return sorted(int(chunk) for chunk in cast("set[str]", self.redis.smembers(keys.failed(job))))
+
+    def leases(self, spec: JobSpec) -> list[tuple[int, int]]:
+        """Return chunk and token of every lease of a job, lapsed ones included."""
+        with self.reaching():
+            found = cast("dict[str, str]", self.redis.hgetall(keys.leases(spec.job)))
+        return [(int(chunk), int(lease.partition(" ")[0])) for chunk, lease in found.items()]
+
     def refusals(self, job: str) -> dict[str, str]:
         """Return which slots refused a job, and why."""
         with self.reaching():
@@ -234,6 +249,11 @@ class Ledger:
         """Turn faults of the broker into BrokerUnavailable: it is away, or full, or a replica for the moment."""
         try:
             yield
+        except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as exc:
+            raise BrokerUnavailable(
+                f"The broker at {self.where} refuses this user: {exc} Check the user and password in --broker and "
+                "the server's ACL."
+            ) from exc
         except (redis.ConnectionError, redis.TimeoutError) as exc:
             raise BrokerUnavailable(
                 f"The broker at {self.where} does not answer ({type(exc).__name__}). Check that Redis or Valkey "
@@ -241,7 +261,7 @@ class Ledger:
             ) from exc
         except redis.ResponseError as exc:
             is_passing = isinstance(exc, (redis.OutOfMemoryError, redis.ReadOnlyError))
-            if not is_passing and not re.search(r"\b(OOM|READONLY|MISCONF)\b", str(exc)):
+            if not is_passing and not _PASSING.search(str(exc)):
                 raise
             raise BrokerUnavailable(f"The broker at {self.where} takes no writes: {exc}") from exc
 
@@ -251,4 +271,4 @@ def _ms(seconds: float) -> int:
 
 
 def _is_job_id(job: str) -> bool:
-    return re.match(JOB_ID_PATTERN, job) is not None
+    return re.fullmatch(JOB_ID_PATTERN, job) is not None

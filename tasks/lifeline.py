@@ -21,6 +21,8 @@ GRACE_S = 5.0
 #: Seconds between two looks at who the parent is.
 POLL_S = 0.5
 
+#: Set by a node for its slots: its pid. A slot that asked who its parent is might learn too late that it has none.
+PARENT_VARIABLE = "PENSTOCK_NODE_PID"
 #: Set for a node whose standard input is a lifeline.
 LIFELINE_VARIABLE = "PENSTOCK_LIFELINE"
 
@@ -38,9 +40,11 @@ def hang_on_stdin(then: Callable[[], None]) -> None:
     threading.Thread(target=watch, name="lifeline", daemon=True).start()
 
 
-def hang_on_parent() -> None:
-    """Kill this process when its parent is gone. For children whose standard input is taken."""
-    parent = os.getppid()
+def hang_on_parent(parent: int) -> None:
+    """Kill this process when the parent with this pid is gone, or is gone already.
+
+    For children whose standard input is taken.
+    """
 
     def watch() -> None:
         while os.getppid() == parent:

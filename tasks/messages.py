@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tasks.errors import UsageError
-from tasks.tables import VectorDtype
 
 #: Version of the ticket and of the job spec. Nodes are upgraded before clients.
 VERSION: Literal[1] = 1
@@ -24,6 +23,7 @@ JOB_ID_PATTERN = r"^[a-z][a-z0-9-]{3,63}$"
 
 JobId = Annotated[str, Field(pattern=JOB_ID_PATTERN)]
 Operation = Literal["encode"]
+VectorDtype = Literal["float32", "float16"]
 OnError = Literal["keep", "fail"]
 EngineName = Literal["sentence_transformer", "fake"]
 

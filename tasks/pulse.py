@@ -26,7 +26,7 @@ class Pulse:
         self._ledger = ledger
         self._settings = settings
         self._lease: Lease | None = None
-        self._has_lost_lease = False
+        self._lost_lease: Lease | None = None
         self._stopped = threading.Event()
 
     def start(self) -> None:
@@ -45,7 +45,7 @@ class Pulse:
     @contextmanager
     def holding(self, lease: Lease) -> Iterator[None]:
         """Keep a lease while its chunk is worked on."""
-        self._lease, self._has_lost_lease = lease, False
+        self._lease = lease
         self.change(claim=f"{lease.job} {lease.chunk} {lease.token}")
         self.report()
         try:
@@ -57,7 +57,7 @@ class Pulse:
     @property
     def has_lost_lease(self) -> bool:
         """Whether the lease is somebody else's by now, or its job ended."""
-        return self._has_lost_lease
+        return self._lease is not None and self._lost_lease is self._lease
 
     def report(self) -> None:
         """Tell the ledger what this slot is and does; a fault is left to the next beat."""
@@ -68,12 +68,10 @@ class Pulse:
 
     def _beat(self) -> None:
         while not self._stopped.wait(self._settings.heartbeat_s):
-            self.report()
-            lease = self._lease
-            if lease is None:
-                continue
             try:
-                if not self._ledger.touch(lease, self._settings.lease_s) and self._lease is lease:
-                    self._has_lost_lease = True
-            except Transient as exc:
+                self.report()
+                lease = self._lease
+                if lease is not None and not self._ledger.touch(lease, self._settings.lease_s):
+                    self._lost_lease = lease
+            except Exception as exc:  # noqa: BLE001 - a pulse that stops looks like a dead slot
                 log.warning("Lease not renewed: %s", exc, extra={"action": "touch"})

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+
 from celery import Celery
+from pydantic import ValidationError
 
 from tasks import delivery
 from tasks.errors import UnknownJob
 from tasks.ledger import Ledger
+
+log = logging.getLogger(__name__)
 
 
 def reconcile(ledger: Ledger, app: Celery, *, who: str, every_s: float) -> None:
@@ -22,6 +27,7 @@ def reconcile(ledger: Ledger, app: Celery, *, who: str, every_s: float) -> None:
     for job in ledger.active_jobs():
         try:
             spec = ledger.spec(job)
-        except UnknownJob:  # it was removed meanwhile
+        except (UnknownJob, ValidationError) as exc:  # removed meanwhile, or of a newer version
+            log.warning("Job left to others: %s", type(exc).__name__, extra={"action": "reconcile", "job": job})
             continue
         delivery.publish(app, spec, ledger.reconcile(spec))

@@ -30,14 +30,15 @@ local function next_tickets()
   local tickets = {}
   if not is_live() then return tickets end
   local lapse = text(now + get_number('ticket_ms'))
-  local due = redis.call('ZRANGEBYSCORE', open, '-inf', text(now))
-  -- What is neither due nor leased waits in the broker.
-  local waiting = redis.call('ZCARD', open) - #due - redis.call('HLEN', leases)
-  for _, chunk in ipairs(due) do waiting = waiting + redis.call('HEXISTS', leases, chunk) end
+  -- What is neither due nor leased waits in the broker. There are no more leases than slots.
+  local waiting = redis.call('ZCOUNT', open, '(' .. text(now), '+inf')
+  for _, chunk in ipairs(redis.call('HKEYS', leases)) do
+    local lapses = redis.call('ZSCORE', open, chunk)
+    if lapses and tonumber(lapses) > now then waiting = waiting - 1 end
+  end
   local room = get_number('gate') - waiting
   if room <= 0 then return tickets end
-  for i, chunk in ipairs(due) do
-    if i > room then break end
+  for _, chunk in ipairs(redis.call('ZRANGEBYSCORE', open, '-inf', text(now), 'LIMIT', 0, room)) do
     redis.call('HDEL', leases, chunk)
     redis.call('ZADD', open, lapse, chunk)
     tickets[#tickets + 1] = tonumber(chunk)
@@ -80,13 +81,16 @@ if redis.call('EXISTS', job) == 1 then return 0 end
 redis.call('HSET', job, 'id', ARGV[1], 'spec', ARGV[2], 'state', 'submitting', 'gate', ARGV[3],
            'ticket_ms', ARGV[4], 'created_ms', text(now))
 redis.call('SADD', active, ARGV[1])
+redis.call('ZADD', KEYS[9], text(now), ARGV[1])
+redis.call('SET', KEYS[10], ARGV[1])
 return 1
 """
 
 #: ARGV chunk rows bytes: the input of this chunk is in the store. Announcing it twice changes nothing.
-#: Returns {state, ticket...}.
+#: Returns {state, ticket...}; the state is 'gap' if the ledger does not know of the chunk before.
 ANNOUNCE = """
 local state = get('state')
+if state == 'submitting' and tonumber(ARGV[1]) > get_number('announced') then return {'gap'} end
 if state == 'submitting' and tonumber(ARGV[1]) == get_number('announced') then
   add('announced', 1)
   add('rows', ARGV[2])
@@ -97,8 +101,9 @@ table.insert(tickets, 1, state or 'unknown')
 return tickets
 """
 
-#: ARGV chunks kept_types: the corpus ended, the job has this many chunks. Returns {state, ticket...}.
+#: ARGV chunks kept_types: the corpus ended, the job has this many chunks. Returns {state, ticket...} as ANNOUNCE does.
 SEAL = """
+if get('state') == 'submitting' and get_number('announced') ~= tonumber(ARGV[1]) then return {'gap'} end
 if get('state') == 'submitting' and get_number('announced') == tonumber(ARGV[1]) then
   redis.call('HSET', job, 'state', 'running', 'total', ARGV[1], 'kept_types', ARGV[2], 'sealed_ms', text(now))
   finish_when_complete()
@@ -120,12 +125,14 @@ if not due then return {'void', 'recorded or not released'} end
 local lease = redis.call('HGET', leases, chunk)
 local is_live_lease = lease and tonumber(due) > now
 if is_live_lease and not is_mine(lease, ARGV[2]) then return {'void', 'leased'} end
-local token = redis.call('HINCRBY', job, 'fence', 1)
+-- Not before the clock: a server that lost its last writes would otherwise grant the same token twice.
+local token = math.max(get_number('fence') + 1, now)
+redis.call('HSET', job, 'fence', text(token))
 local count = redis.call('HINCRBY', attempts, chunk, is_live_lease and 0 or 1)
 redis.call('HSET', leases, chunk, text(token) .. ' ' .. ARGV[2])
 redis.call('ZADD', open, text(now + tonumber(ARGV[3])), chunk)
 redis.call('HSETNX', job, 'first_claim_ms', text(now))
-local answer = {'leased', token, count, get('spec'), get('weights') or ''}
+local answer = {'leased', text(token), count, get('spec'), get('weights') or ''}
 for _, ticket in ipairs(next_tickets()) do answer[#answer + 1] = ticket end
 return answer
 """

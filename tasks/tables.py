@@ -27,17 +27,16 @@ A table is stored as one Arrow IPC file, so a torn object has no footer and cann
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from tasks.errors import DamagedObject
+from tasks.messages import VectorDtype
 
 if TYPE_CHECKING:
     from tasks.ports import Encoded
-
-VectorDtype = Literal["float32", "float16"]
 
 
 def input_table(

@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import time
 import traceback
 import warnings
 from contextlib import suppress
@@ -45,6 +46,9 @@ log = logging.getLogger(__name__)
 EXIT_FAILED = 1
 #: Seconds between two looks of a node at its slots.
 WATCH_S = 0.25
+
+#: The same once all of them are ready.
+CALM_WATCH_S = 1.0
 
 celery_app.installed.has_engine = True
 
@@ -82,7 +86,7 @@ def start_slot(sender: str | None = None, **_: Any) -> None:
     """
     settings = Settings.load()
     log_to_stderr(settings.log_format)
-    lifeline.hang_on_parent()
+    lifeline.hang_on_parent(int(os.environ[lifeline.PARENT_VARIABLE]))
     spec = model_spec(settings)
     url = broker_url(settings)
     ledger = Ledger(broker.connect(url), url)
@@ -150,6 +154,7 @@ class Watch(bootsteps.StartStopStep):  # type: ignore[misc]
         self._ledger = Ledger(broker.connect(url), url)
         self._app = delivery.make_app(url)
         self._timer: Any = None
+        self._look_at = 0.0
 
     def start(self, consumer: Any) -> None:
         """Begin to look, in the node's own loop."""
@@ -161,14 +166,18 @@ class Watch(bootsteps.StartStopStep):  # type: ignore[misc]
             self._timer.cancel()
 
     def _look(self, consumer: Any) -> None:
+        if time.monotonic() < self._look_at:
+            return
         try:
             names = [f"{consumer.hostname}/{index}" for index in range(consumer.pool.num_processes)]
             slots = self._ledger.workforce.named(names)
             self._open_queue(consumer, slots)
+            if len(slots) == len(names) and all(slot.state == "ready" for slot in slots):
+                self._look_at = time.monotonic() + CALM_WATCH_S
             self._bury(consumer, slots)
             every_s = self._settings.reconcile_s
             reconcile(self._ledger, self._app, who=consumer.hostname, every_s=every_s)
-        except Transient as exc:
+        except Exception as exc:  # noqa: BLE001 - the timer must go on
             log.warning("Node could not look after its slots: %s", exc, extra={"action": "watch"})
 
     def _open_queue(self, consumer: Any, slots: list[SlotStatus]) -> None:
@@ -202,5 +211,6 @@ def begin_node(**_: Any) -> None:
         model_spec(Settings.load())
     except PenstockError as exc:
         sys.exit(f"penstock worker: {exc}")
+    os.environ[lifeline.PARENT_VARIABLE] = str(os.getpid())
     if os.environ.get(LIFELINE_VARIABLE):
         lifeline.hang_on_stdin(lambda: os.kill(os.getpid(), signal.SIGKILL))

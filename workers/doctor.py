@@ -48,7 +48,7 @@ def _model(settings: Settings) -> Check:
         place = weights.locate(ModelSpec.parse(settings.model))
     except PenstockError as exc:
         return {"name": "model", "ok": False, "detail": str(exc)}
-    if settings.model.startswith("fake"):
+    if ModelSpec.parse(settings.model).engine == "fake":
         return {"name": "model", "ok": True, "detail": f"{place}: the fake engine"}
     if not place.startswith("/"):
         return {"name": "model", "ok": True, "detail": f"{place}: on the hub, fetched when a worker starts"}

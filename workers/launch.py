@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 
-from tasks import broker
+from tasks import broker, lifeline
 from tasks.app import DEFAULT_BROKER_URL
 from tasks.errors import PenstockError
 from tasks.lifeline import LIFELINE_VARIABLE
@@ -87,6 +87,8 @@ class _Child:
 
 
 def _supervise(plans: list[NodePlan]) -> int:
+    if os.environ.get(LIFELINE_VARIABLE):
+        lifeline.hang_on_stdin(lambda: os.kill(os.getpid(), signal.SIGKILL))
     children = [_Child(plan) for plan in plans]
     is_stopping = False
 

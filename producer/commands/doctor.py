@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+import redis
 import typer
 
 from producer.commands import options as shared
@@ -85,12 +86,19 @@ def _broker(settings: Settings) -> str:
     version = str(info.get("valkey_version") or info["redis_version"])
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_SERVER:
         raise PenstockError(f"{ledger.where} is Redis {version}; penstock needs 6.2 or newer: upgrade it.")
-    policy = ledger.redis.config_get("maxmemory-policy").get("maxmemory-policy", "unknown")
+    policy = _eviction_policy(ledger)
     if policy not in {"noeviction", "unknown"}:
         raise PenstockError(
             f"{ledger.where} evicts keys when full (maxmemory-policy {policy}) and would lose jobs: set noeviction."
         )
     return f"{ledger.where}, {info.get('server_name', 'redis')} {version}, {millis:.1f} ms"
+
+
+def _eviction_policy(ledger: Ledger) -> str:
+    try:
+        return str(ledger.redis.config_get("maxmemory-policy").get("maxmemory-policy", "unknown"))
+    except redis.ResponseError:  # managed services deny CONFIG
+        return "unknown"
 
 
 def _store(settings: Settings) -> str:

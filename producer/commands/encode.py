@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import Annotated, Any
@@ -13,11 +13,10 @@ import typer
 from producer.chunking import Chunk
 from producer.client import Client
 from producer.commands import options as shared
-from producer.corpus import job_key, read_files
+from producer.corpus import Opened, job_key, read_files
 from producer.estimate import estimate
 from producer.job import Job
 from producer.progress import Progress
-from producer.rows import Row
 from producer.runs import Run
 from producer.summary import print_summary, summary
 from producer.writers import check_kept, check_out
@@ -138,6 +137,8 @@ def encode(  # noqa: PLR0913 - one parameter an option
     )
     if settings.model is None:
         raise UsageError("No model is named: give --model MODEL or set PENSTOCK_MODEL.")
+    if detach and out is not None:
+        raise UsageError("--detach leaves before there are results: name --out with `penstock collect` instead.")
     if detach and settings.broker_url is None:
         raise UsageError("--detach needs a cluster: name its broker with --broker. Embedded workers end with us.")
     how = EncodeOptions.of(
@@ -152,24 +153,20 @@ def encode(  # noqa: PLR0913 - one parameter an option
     check_kept(keep)
     if out is not None:
         check_out(out, overwrite=overwrite)
-    rows, key = read_files(
-        inputs, stdin_format=stdin_format, text_field=text_field, id_field=id_field, keep_fields=keep
-    )
+    corpus = read_files(inputs, stdin_format=stdin_format, text_field=text_field, id_field=id_field, keep_fields=keep)
     if dry_run:
-        _print_estimate(estimate(rows, settings, how), as_json=as_json)
+        _print_estimate(estimate(corpus.rows, settings, how), as_json=as_json)
         return
-    run = job_key(key, settings, ModelSpec.parse(settings.model), how, on_error.value)[:16]
+    run = job_key(corpus.key, settings, ModelSpec.parse(settings.model), how, on_error.value)[:16]
     with _open(settings, run) as client:
         shown_id = None if id_field is None else f"field {id_field!r}"
-        spec = client.spec(settings.model, how, key=key, on_error=on_error.value, name=name, keep_fields=keep)
+        spec = client.spec(settings.model, how, key=corpus.key, on_error=on_error.value, name=name, keep_fields=keep)
         shared.err.print(f"job: {spec.job}", markup=False)
-        job = _submit_and_wait(client, spec, rows, missing_id=shown_id, is_repeatable="-" not in inputs, detach=detach)
+        job = _submit_and_wait(client, spec, corpus, missing_id=shown_id, detach=detach)
         if job is None:
             _report_detached(client, spec, as_json=as_json)
             return
         status = job.status()
-        if status.failed_rows:
-            client.keep()  # for `penstock retry`
         written = job.collect(out, overwrite=overwrite) if out is not None else []
         result = summary(
             status,
@@ -212,7 +209,7 @@ def _open(settings: Settings, name: str) -> Iterator[Client]:
 
 
 def _submit_and_wait(
-    client: Client, spec: JobSpec, rows: Iterable[Row], *, missing_id: str | None, is_repeatable: bool, detach: bool
+    client: Client, spec: JobSpec, corpus: Opened, *, missing_id: str | None, detach: bool
 ) -> Job | None:
     """Submit a job and wait for its end. Returns None if it is left to the workers."""
     unnamed = 0
@@ -225,14 +222,14 @@ def _submit_and_wait(
             client.check_workers()
 
         try:
-            job = client.submit(spec, rows, show)
+            job = client.submit(spec, corpus.rows, show)
             if missing_id and unnamed:
                 shown.say(f"penstock: {unnamed:,} rows have no {missing_id}; their ids are row numbers.")
             if detach:
                 return None
             job.follow(shown)
         except KeyboardInterrupt:
-            shown.say(_interrupted(client, spec, is_repeatable=is_repeatable))
+            shown.say(_interrupted(client, spec, is_repeatable=corpus.is_repeatable))
             raise typer.Exit(INTERRUPTED) from None
     return job
 

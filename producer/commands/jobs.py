@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from producer.client import Client
@@ -57,7 +58,7 @@ def jobs(broker: shared.Broker = None, store: shared.Store = None, as_json: shar
     table = Table("job", "state", "rows", "done", "failed", "model", "created", "where", box=None)
     for where, job in found:
         numbers = (f"{job['rows']:,}", f"{job['rows_done']:,}", f"{job['failed_rows']:,}")
-        table.add_row(job["job"], job["state"], *numbers, job["model"], job["created"], where)
+        table.add_row(job["job"], job["state"], *numbers, escape(job["model"]), job["created"], escape(where))
     shared.out.print(table)
 
 
@@ -151,11 +152,13 @@ def retry(
         if client.is_embedded:
             _work_on(client, found)
             found.wait(progress=True)
-        state = found.status().state
+        status = found.status()
     if as_json:
-        shared.print_json({"job": job, "state": state, "chunks_retried": chunks})
+        shared.print_json({"job": job, "state": status.state, "chunks_retried": chunks})
     else:
-        shared.out.print(f"{job}: {chunks} chunks run again; it is {state}", markup=False)
+        shared.out.print(f"{job}: {chunks} chunks run again; it is {status.state}", markup=False)
+    if status.failed_rows:
+        raise typer.Exit(JobFailed.exit_code)
 
 
 def workers(broker: shared.Broker = None, store: shared.Store = None, as_json: shared.AsJson = False) -> None:
@@ -171,7 +174,7 @@ def workers(broker: shared.Broker = None, store: shared.Store = None, as_json: s
     table = Table("host", "slot", "device", "model", "state", "chunks", "tokens/s", "last seen", box=None)
     for slot in slots:
         rates = (f"{slot['chunks']:,}", f"{slot['tokens_per_s']:,.0f}", f"{slot['seen_s']:.0f} s ago")
-        table.add_row(slot["host"], slot["slot"], slot["device"], slot["model"], slot["state"], *rates)
+        table.add_row(slot["host"], slot["slot"], slot["device"], escape(slot["model"]), slot["state"], *rates)
     shared.out.print(table)
 
 
@@ -184,7 +187,6 @@ def _clients(settings: Settings) -> Iterator[tuple[str, Client]]:
     for run in runs(settings.state_dir):
         if run.jobs():
             with Client.embedded(run=run, settings=settings) as client:
-                client.keep()
                 yield str(run.folder), client
 
 

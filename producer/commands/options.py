@@ -101,5 +101,4 @@ def client_of(job: str, broker: str | None, store: str | None) -> Iterator[Clien
             f"{settings.state_dir} knows it. `penstock jobs` lists those that there are."
         )
     with Client.embedded(run=run, state_dir=settings.state_dir) as client:
-        client.keep()
         yield client

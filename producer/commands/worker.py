@@ -10,6 +10,7 @@ import typer
 
 from producer.commands import options as shared
 from tasks.errors import UsageError
+from tasks.messages import ModelSpec
 from tasks.settings import Settings
 
 _EXAMPLES = """
@@ -47,7 +48,9 @@ def worker(  # noqa: PLR0913 - one parameter an option
     )
     if settings.model is None:
         raise UsageError("No model is named: give --model MODEL or set PENSTOCK_MODEL.")
-    if not settings.model.startswith("fake") and importlib.util.find_spec("torch") is None:
+    if settings.broker_url is None:
+        raise UsageError("No broker is configured: name it with --broker, PENSTOCK_BROKER_URL or penstock.yaml.")
+    if ModelSpec.parse(settings.model).engine != "fake" and importlib.util.find_spec("torch") is None:
         raise UsageError("This machine has no torch: pip install 'penstock[worker]'.")
     environment = {**os.environ, **settings.environment(), "PYTHONSAFEPATH": "1"}
     os.execve(sys.executable, [sys.executable, "-P", "-m", "workers.launch"], environment)  # noqa: S606

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from tasks import weights
-from tasks.errors import ModelNotFound
+from tasks.errors import EngineBroken, ModelNotFound, place_of
 from tasks.messages import EncodeOptions, ModelSpec
 from tasks.ports import Encoded
 from workers.batching import plan_batches
@@ -26,6 +25,8 @@ from workers.engines.features import NO_LIMIT, Prepared, features_of
 
 log = logging.getLogger(__name__)
 
+#: Texts that are run before the first chunk, and again when a row fails, to see whether the engine still works.
+WARM_UP = ["warm", "up the kernels and the allocator"]
 #: Elements of each tensor that enter the fingerprint; all of a smaller one.
 FINGERPRINT_ELEMENTS = 65_536
 
@@ -56,7 +57,7 @@ class SentenceTransformerEncoder:
         self._max_batch_tokens = max_batch_tokens
         self._dim = self._model.get_embedding_dimension() or 0
         self.weights = _fingerprint(self._model)
-        self.encode(["warm", "up the kernels and the allocator"], EncodeOptions())
+        self.encode(WARM_UP, EncodeOptions())
 
     def check(self, options: EncodeOptions) -> str | None:
         """Say why this model cannot serve these options, or return None."""
@@ -98,26 +99,35 @@ class SentenceTransformerEncoder:
         return int(min(options.max_tokens or NO_LIMIT, own, NO_LIMIT))
 
     def _run(self, batch: np.ndarray, prepared: Prepared, options: EncodeOptions, result: Encoded) -> None:
-        """Run a batch; if it fails, run its rows alone, and give those that fail again an error."""
+        """Run a batch; if it fails, run it in halves, down to the rows that fail, which get an error."""
         try:
             vectors = self._forward(self._features.batch(prepared, batch), options)
         except Exception as exc:  # noqa: BLE001 - whatever the model raises, the other rows go on
             if len(batch) > 1:
-                log.warning("Batch failed, running its rows alone", extra={"action": "split", "rows": len(batch)})
-                for i in batch:
-                    self._run(np.array([i]), prepared, options, result)
+                log.warning("Batch failed, running it in halves", extra={"action": "split", "rows": len(batch)})
+                for half in np.array_split(batch, 2):
+                    self._run(half, prepared, options, result)
                 return
-            # An exception's text may quote the record, so only its place is kept.
-            where = traceback.extract_tb(exc.__traceback__)[-1]
-            result.errors[batch[0]] = (
-                f"the model failed on this row: {type(exc).__name__} in {where.name}, {where.filename.split('/')[-1]}"
-            )
+            self._check_alive(exc)
+            result.errors[batch[0]] = f"the model failed on this row: {place_of(exc)}"
             return
         result.padded_tokens += len(batch) * int(result.n_tokens[batch].max())
         result.vectors[batch] = vectors
         for i in batch[~np.isfinite(vectors).all(axis=1)]:
             result.errors[i] = "the model gave a vector with numbers that are not finite"
             result.vectors[i] = 0.0
+
+    def _check_alive(self, fault: Exception) -> None:
+        """Run a text that worked before: a broken device fails on everything, which is no row's fault.
+
+        Raises:
+            EngineBroken: it fails now.
+        """
+        try:
+            prepared = self._features.prepare(WARM_UP, None, NO_LIMIT)
+            self._forward(self._features.batch(prepared, np.arange(len(WARM_UP))), EncodeOptions())
+        except Exception as exc:
+            raise EngineBroken(f"The engine fails on everything, first with {place_of(fault)}.") from exc
 
     @torch.inference_mode()
     def _forward(self, features: dict[str, Any], options: EncodeOptions) -> np.ndarray:
