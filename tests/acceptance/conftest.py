@@ -123,7 +123,18 @@ class Cluster:
     """A shell with a broker, a shared store and whatever workers are started."""
 
     shell: Shell
-    broker_url: str
+    run: Run
+    server: EmbeddedServer
+
+    def break_broker(self) -> None:
+        """Kill the broker, and start it again on the same data."""
+        guard = self.server._process
+        assert guard is not None
+        (program,) = psutil.Process(guard.pid).children()
+        program.kill()
+        guard.wait()
+        self.server.stop()
+        self.server.start()
 
     def start_worker(self, model: str, processes: int = 2) -> subprocess.Popen[str]:
         """Start a worker and wait until all its slots are ready."""
@@ -140,7 +151,8 @@ class Cluster:
 @pytest.fixture
 def cluster(shell: Shell, tmp_path: Path) -> Iterator[Cluster]:
     """A broker and a store that a shell is configured for."""
-    server = EmbeddedServer(Run.at(tmp_path / "broker", "cluster"))
+    run = Run.at(tmp_path / "broker", "cluster")
+    server = EmbeddedServer(run)
     server.start()
     shell.environment |= {
         "PENSTOCK_BROKER_URL": server.url,
@@ -149,7 +161,7 @@ def cluster(shell: Shell, tmp_path: Path) -> Iterator[Cluster]:
         "PENSTOCK_LEASE_S": "3",
         "PENSTOCK_RECONCILE_S": "0.5",
     }
-    yield Cluster(shell, server.url)
+    yield Cluster(shell, run, server)
     shell.end()
     server.stop()
 

@@ -112,6 +112,21 @@ def test_sigterm_lets_a_worker_finish_its_chunk_and_exit_zero(cluster: Cluster) 
     assert shell.json("wait", job)["rows_done"] == 300
 
 
+def test_a_broker_that_dies_and_comes_back_costs_no_row_no_model_and_no_client(cluster: Cluster) -> None:
+    """Kill and restart it in mid-job: the waiting client goes on, and no slot loads its model again."""
+    shell = cluster.shell
+    shell.write("corpus.txt", texts(600))
+    cluster.start_worker(SLOW)
+    before = {process.pid for process in slot_processes(cluster)}
+    client = shell.start("encode", "corpus.txt", "--model", SLOW, "--chunk-rows", 20, "--out", "v.npy")
+    wait_until(lambda: sum(slot["chunks"] for slot in cluster.slots()) >= 3, "the job is under way")
+    cluster.break_broker()
+    said, _ = client.communicate(timeout=PATIENCE_S)
+    assert client.returncode == 0, said
+    assert np.load(shell.folder / "v.npy").shape == (600, 32)
+    assert {process.pid for process in slot_processes(cluster)} == before
+
+
 def test_a_cancelled_job_stays_cancelled(cluster: Cluster) -> None:
     """Its tickets become void, waiting for it fails, and it cannot be retried."""
     shell = cluster.shell

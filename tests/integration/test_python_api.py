@@ -118,6 +118,33 @@ def test_an_interruption_does_not_count_as_an_attempt(tmp_path: Path) -> None:
         assert job.vectors().shape == (2, 32)
 
 
+def test_a_run_with_results_survives_a_model_that_is_gone(tmp_path: Path) -> None:
+    """Whatever fails at a later start, what was computed stays; a run without anything goes."""
+    kept, fresh = Run.at(tmp_path, "kept"), Run.at(tmp_path, "fresh")
+    with Client.embedded("fake", 1, run=kept) as client:
+        client.encode(["one"]).wait()
+    for run in (kept, fresh):
+        with pytest.raises(UsageError, match="no such folder"):
+            Client.embedded("/no/such/model", run=run)
+    assert kept.folder.is_dir()
+    assert not fresh.folder.exists()
+    with Client.embedded(run=kept) as client:
+        (job,) = client.jobs()
+        assert job.vectors().shape == (1, 32)
+    assert not kept.folder.exists()
+
+
+def test_a_list_of_file_names_is_not_taken_for_texts(client: Client, tmp_path: Path) -> None:
+    """It would be embedded as it stands."""
+    file = tmp_path / "a.txt"
+    file.write_text("one\n")
+    with pytest.raises(UsageError, match="Path objects"):
+        client.encode([str(file)])
+    job = client.encode([file, file])
+    assert job.wait().rows_done == 2
+    job.vectors()
+
+
 def test_a_wrong_option_is_a_usage_error(client: Client) -> None:
     """One line instead of a validation report."""
     with pytest.raises(UsageError, match="not both"):
