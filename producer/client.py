@@ -102,8 +102,9 @@ class Client:
             if client is not None:
                 client.close()
             else:
+                owned = server.is_owner
                 server.stop()
-                if not run.jobs():
+                if owned and not run.jobs():
                     run.remove()
             raise
         return client

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import IO
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from producer.runs import Run
 from tasks import lifeline
@@ -63,8 +65,8 @@ class EmbeddedServer:
 
     @property
     def is_owner(self) -> bool:
-        """Whether this process runs the server."""
-        return self._process is not None
+        """Whether this process holds the run's lock, and with it the server."""
+        return self._lock is not None
 
     def start(self) -> None:
         """Start the server, or attach to the one that runs already.
@@ -73,25 +75,24 @@ class EmbeddedServer:
             BrokerUnavailable: it does not answer; the line quotes the end of its log.
         """
         deadline = time.monotonic() + START_S
-        while not self._take_lock_and_spawn() and not self._answers():
-            # Its owner is just starting or just ending it: one of both comes true.
-            self._check_patience(deadline)
+        self._take_lock_and_spawn()
         while not self._answers():
             self._check_patience(deadline)
+            if self._lock is None:  # its owner is just starting it, or just ending it
+                self._take_lock_and_spawn()
 
-    def _take_lock_and_spawn(self) -> bool:
+    def _take_lock_and_spawn(self) -> None:
         lock = (self._run.folder / "lock").open("w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.close()
-            return False
+            return
         self._lock = lock
         self._process = self._spawn(lock.fileno())
-        return True
 
     def _answers(self) -> bool:
-        with redis.Redis.from_url(redis_url(self.url)) as client:
+        with redis.Redis.from_url(redis_url(self.url), retry=Retry(NoBackoff(), 0)) as client:
             try:
                 return bool(client.ping())
             except redis.RedisError:
