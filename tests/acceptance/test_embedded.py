@@ -151,6 +151,21 @@ def test_an_interrupted_run_leaves_no_process_and_goes_on_with_the_same_command(
     assert len(results_of(shell)) <= 20 + 2  # at most the chunks in work were done again
 
 
+def test_sigterm_cleans_up_as_ctrl_c_does(shell: Shell) -> None:
+    """A service manager's stop leaves no process and no draft, and the same command goes on."""
+    shell.write("corpus.txt", texts(400))
+    command = ("encode", "corpus.txt", "--model", SLOW, "--chunk-rows", 20, "--workers", 2, "--out", "v.npy")
+    first = shell.start(*command)
+    wait_until(lambda: results_of(shell), "a chunk has a result")
+    family = tree(first.pid)
+    first.terminate()
+    assert first.wait(30) == 128 + signal.SIGTERM
+    wait_until(lambda: not any(alive(process) for process in family), "all its processes are gone")
+    assert shell.json(*command)["rows_done"] == 400
+    assert {path.name for path in shell.folder.iterdir()} == {"corpus.txt", "state", "v.npy"}
+    assert runs_of(shell) == []
+
+
 def test_kill_minus_nine_of_the_command_ends_server_and_slots(shell: Shell) -> None:
     """Nobody is left behind when the command cannot clean up."""
     shell.write("corpus.txt", texts(2000))
