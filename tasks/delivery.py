@@ -76,20 +76,18 @@ _CONSUME: dict[str, Any] = {
 }
 
 
-def make_app(broker_url: str | Callable[[], str], *, consumes: bool = False) -> Celery:
-    """Return a Celery application with penstock's delivery settings.
+def make_app(broker_url: str | Callable[[], str]) -> Celery:
+    """Return a Celery application with a client's delivery settings; a node adds ``consume_settings``.
 
     Args:
         broker_url: the broker, or a function that finds it when it is first needed.
-        consumes: settings of a node instead of those of a client.
     """
 
     def settings() -> dict[str, Any]:
         url = broker_url() if callable(broker_url) else broker_url
-        role = _CONSUME if consumes else _SUBMIT
-        return {**_SHARED, **role, "broker_url": broker.celery_url(url)}
+        return {**_SHARED, **_SUBMIT, "broker_url": broker.celery_url(url)}
 
-    app = Celery("penstock", set_as_current=consumes)
+    app = Celery("penstock", set_as_current=False)
     app.add_defaults(settings)
     return app
 

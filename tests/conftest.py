@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import shutil
 import subprocess
 import tempfile
@@ -112,3 +113,59 @@ def make_spec():
         return JobSpec.model_validate({**defaults, **fields})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint():
+    """Run an S3 server for the whole session, and return its address."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3_environment(s3_endpoint):
+    """Return the variables by which obstore and boto3 find that server, as a user sets them for MinIO."""
+    return {
+        "AWS_ENDPOINT_URL": s3_endpoint,
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+
+
+@pytest.fixture
+def s3(s3_environment, monkeypatch):
+    """Set those variables in this process, and return a client."""
+    import boto3
+
+    for name, value in s3_environment.items():
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3")
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def make_bucket(s3):
+    """Return a function that makes an empty bucket, which is removed afterwards."""
+    import boto3
+
+    made = []
+
+    def make(name):
+        made.append(boto3.resource("s3").Bucket(name))
+        made[-1].create()
+        return made[-1]
+
+    yield make
+    for bucket in made:
+        bucket.objects.delete()
+        bucket.delete()

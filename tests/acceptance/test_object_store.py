@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
-import boto3
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
 
 from tests.acceptance.conftest import Cluster, texts
 
 
 @pytest.fixture
-def bucket(cluster: Cluster) -> Iterator[str]:
-    """An S3 server with one bucket that the cluster uses as its store."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
-    endpoint = f"http://{host}:{port}"
-    boto3.client(
-        "s3",
-        endpoint_url=endpoint,
-        aws_access_key_id="key",
-        aws_secret_access_key="secret",  # noqa: S106 - not a secret
-        region_name="us-east-1",
-    ).create_bucket(Bucket="corpora")
-    cluster.shell.environment |= {
-        **keys,
-        "AWS_ENDPOINT_URL": endpoint,
-        "PENSTOCK_STORE_URL": "s3://corpora/penstock",
-    }
-    yield "s3://corpora"
-    server.stop()
+def bucket(cluster: Cluster, make_bucket: Callable[[str], object], s3_environment: dict[str, str]) -> str:
+    """A bucket that the cluster uses as its store."""
+    make_bucket("corpora")
+    cluster.shell.environment |= {**s3_environment, "PENSTOCK_STORE_URL": "s3://corpora/penstock"}
+    return "s3://corpora"
 
 
 def test_a_job_goes_through_a_bucket_from_end_to_end(cluster: Cluster, bucket: str) -> None:

@@ -9,11 +9,9 @@ from contextlib import contextmanager
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 
 from producer.readers import Row, read_rows
 from producer.sources import expand
@@ -32,32 +30,10 @@ def parquet() -> bytes:
     return out.getvalue()
 
 
-@pytest.fixture(scope="module")
-def endpoint():
-    """Run an S3 on a free port."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
-def bucket(endpoint, monkeypatch):
+def bucket(make_bucket):
     """Return a fresh bucket, with its credentials in the environment as a user has them."""
-    environment = {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_REGION": "us-east-1",
-    }
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    bucket = boto3.resource("s3", endpoint_url=endpoint, region_name="us-east-1").Bucket("corpus")
-    bucket.create()
-    yield bucket
-    bucket.objects.delete()
-    bucket.delete()
+    return make_bucket("corpus")
 
 
 class WebServer(ThreadingHTTPServer):

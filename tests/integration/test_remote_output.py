@@ -9,12 +9,10 @@ import socket
 import tempfile
 from pathlib import Path
 
-import boto3
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 
 from producer import drafts, remote_outputs, shards
 from producer.writers import ResultInfo, check_out, write_results
@@ -30,40 +28,17 @@ TWO_PARTS = remote_outputs.PART_BYTES + 1
 FOLDER = "my results/é%20#1?"
 
 
-@pytest.fixture(scope="module")
-def endpoint():
-    """Run an S3 server on a free port."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture(autouse=True)
-def _environment(endpoint, monkeypatch, tmp_path):
-    """Set the environment as a user does, and a temporary folder that can be looked at."""
-    environment = {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ALLOW_HTTP": "true",
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_REGION": "us-east-1",
-    }
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+def _drafts(s3, monkeypatch, tmp_path):
+    """Use a temporary folder that can be looked at."""
     (tmp_path / "drafts").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "drafts"))
 
 
 @pytest.fixture(name="bucket")
-def _bucket(endpoint):
+def _bucket(make_bucket):
     """Return a fresh bucket."""
-    bucket = boto3.resource("s3", endpoint_url=endpoint, region_name="us-east-1").Bucket("results")
-    bucket.create()
-    yield bucket
-    bucket.objects.delete()
-    bucket.delete()
+    return make_bucket("results")
 
 
 def job(n_rows: int, *, dim: int = 3, failed: bool = True) -> tuple[list[pa.Table], ResultInfo, np.ndarray]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from tasks import keys, object_store
 from tasks.errors import DamagedObject, StoreFull, StoreUnavailable, UsageError
@@ -22,35 +19,11 @@ DATA = bytes(range(256)) + b"\r\n$-1\r\n\0" * 100
 SOON_S = 15.0
 
 
-@pytest.fixture(scope="module")
-def s3_server():
-    """Run an S3 that answers like the real one, and return its address."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
-def aws(s3_server, monkeypatch):
-    """Let obstore and boto3 find that server, as a worker finds MinIO, and return its client."""
-    for name, value in {
-        "AWS_ENDPOINT_URL": s3_server,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_REGION": "us-east-1",
-        "AWS_ALLOW_HTTP": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
-    client = boto3.client("s3", endpoint_url=s3_server)
-    client.create_bucket(Bucket="bucket")
-    yield client
-    for found in client.list_objects_v2(Bucket="bucket").get("Contents", []):
-        client.delete_object(Bucket="bucket", Key=found["Key"])
-    client.close()
+def aws(make_bucket, s3):
+    """Return a client of an S3 server with an empty bucket."""
+    make_bucket("bucket")
+    return s3
 
 
 @pytest.fixture(params=["file", "s3", "redis"])

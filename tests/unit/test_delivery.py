@@ -15,6 +15,13 @@ from tasks.messages import Ticket
 MOST_BYTES = 1024
 
 
+def node_settings():
+    """Return the settings of a node, as tasks.app makes them."""
+    app = delivery.make_app("memory://")
+    app.conf.update(delivery.consume_settings())
+    return app.conf
+
+
 @pytest.fixture
 def client():
     """Return a client's application whose broker is this process."""
@@ -35,21 +42,21 @@ def queued(app, queue):
 
 def test_both_sides_take_and_send_nothing_but_json(client):
     """A pickle in the queue would run code."""
-    for conf in (client.conf, delivery.make_app("memory://", consumes=True).conf):
+    for conf in (client.conf, node_settings()):
         assert conf.accept_content == ["json"]
         assert conf.task_serializer == "json"
 
 
 def test_both_sides_have_no_result_backend(client):
     """Results live in the store and the ledger."""
-    for conf in (client.conf, delivery.make_app("memory://", consumes=True).conf):
+    for conf in (client.conf, node_settings()):
         assert conf.result_backend is None
         assert conf.task_ignore_result is True
 
 
 def test_both_sides_give_up_on_a_broker_that_says_nothing(client):
     """Without these a half-open connection hangs for good."""
-    for conf in (client.conf, delivery.make_app("memory://", consumes=True).conf):
+    for conf in (client.conf, node_settings()):
         options = conf.broker_transport_options
         assert options["socket_timeout"] == 15
         assert options["socket_connect_timeout"] == 5
@@ -59,7 +66,7 @@ def test_both_sides_give_up_on_a_broker_that_says_nothing(client):
 
 def test_a_node_acknowledges_early_and_takes_nothing_in_advance():
     """The ledger recovers what is lost, so nothing runs twice and nobody holds what others could do."""
-    conf = delivery.make_app("memory://", consumes=True).conf
+    conf = node_settings()
     assert conf.task_acks_late is False
     assert conf.worker_disable_prefetch is True
     assert conf.worker_prefetch_multiplier == 1
@@ -67,7 +74,7 @@ def test_a_node_acknowledges_early_and_takes_nothing_in_advance():
 
 def test_a_node_keeps_its_loaded_models():
     """Children are spawned, get the time to load, and survive a lost connection."""
-    conf = delivery.make_app("memory://", consumes=True).conf
+    conf = node_settings()
     assert conf.worker_pool_start_method == "spawn"
     assert conf.worker_proc_alive_timeout == 900
     assert conf.worker_cancel_long_running_tasks_on_connection_loss is False
@@ -85,7 +92,7 @@ def test_the_settings_of_a_node_are_whole():
     """A spawned child gets only what was set, so nothing may be left to the defaults of the application."""
     settings = delivery.consume_settings()
     assert {*delivery._SHARED, *delivery._CONSUME} == set(settings)
-    conf = delivery.make_app("memory://", consumes=True).conf
+    conf = node_settings()
     assert {name: conf[name] for name in settings} == settings
 
 
