@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from producer import collect
 from producer.progress import Progress
+from producer.submission import PATIENCE_S
 from producer.writers import write_results
 from tasks import delivery
 from tasks.errors import JobRefused, UsageError
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 POLL_S = 0.1
 #: Seconds between two looks at the slots that serve it, of which there may be many.
 LOOK_S = 0.5
-#: Seconds that a broker may be away before waiting for a job ends; the job goes on.
-PATIENCE_S = 60.0
 #: Seconds without a live slot after which that is said.
 LONELY_S = 10.0
 
@@ -119,6 +118,7 @@ class Job:
         status = self.status()
         if not status.failed_rows or status.recorded < status.chunks:
             return []
+        self._check_store()
         failed = self._client.ledger.failed_chunks(self.id)[:count]
         return collect.first_errors(collect.fetch(self._client.ledger, self._client.store, self.id, failed), count)
 
@@ -145,13 +145,16 @@ class Job:
             self._client.note_collected(self.id)
 
     def _tables(self, status: JobStatus) -> Iterator[pa.Table]:
+        self._check_store()
+        return collect.result_tables(self._client.ledger, self._client.store, status)
+
+    def _check_store(self) -> None:
         if self.spec.store_id != self._client.store_id:
             raise JobRefused(
                 f"Job {self.id} lives in a store with id {self.spec.store_id}; this client uses "
                 f"{self._client.store.url}, id {self._client.store_id}. Name the job's own with --store.",
                 job=self.id,
             )
-        return collect.result_tables(self._client.ledger, self._client.store, status)
 
     def _look(self) -> list[SlotStatus]:
         slots = self.slots()

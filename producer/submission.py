@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,16 +12,14 @@ from celery import Celery
 
 from producer.chunking import Chunk
 from tasks import delivery, keys, tables
-from tasks.errors import BadInput, JobFailed, StoreFull, Transient
+from tasks.errors import BadInput, JobFailed, StoreFull
 from tasks.ledger import Ledger
 from tasks.messages import JobSpec
 from tasks.retrying import retry_transient
 from tasks.settings import Settings
 from tasks.store import Store
 
-log = logging.getLogger(__name__)
-
-#: Seconds that broker or store may be away before a submission ends.
+#: Seconds that broker or store may be away before a client gives up submitting, or following a job that goes on.
 PATIENCE_S = 60.0
 #: Tickets in the broker per live slot, and the least: enough that no slot waits for the next one.
 TICKETS_PER_SLOT = 4
@@ -100,7 +97,4 @@ def _go_on(spec: JobSpec, office: tuple[Ledger, Store, Celery], state: str, tick
         )
     if state in {"failed", "cancelled"}:
         ledger.status(spec.job).raise_for_state()
-    try:
-        delivery.publish(app, spec, tickets)
-    except Transient as exc:  # the reconciler issues them again
-        log.warning("Tickets not published: %s", exc, extra={"action": "publish", "job": spec.job})
+    delivery.publish_or_leave(app, spec, tickets)

@@ -25,6 +25,8 @@ from tasks.slot import Slot
 
 log = logging.getLogger(__name__)
 
+#: The release that writes a result; looked up once, because it is read from disk.
+RELEASE = version("penstock")
 #: Seconds that a slot goes on trying to reach broker or store before it gives its chunk back. Its work is lost then.
 PATIENCE_S = 120.0
 #: Seconds after which a chunk that this slot could not do is offered again, and for which a slot rests that will not
@@ -194,7 +196,7 @@ def _receipt(slot: Slot, encoded: Encoded, read_s: float) -> Receipt:
 def _result_bytes(slot: Slot, lease: Lease, inputs: pa.Table, encoded: Encoded, receipt: Receipt) -> bytes:
     table = tables.encode_result(inputs, encoded, lease.spec.options.vector_dtype)
     metadata = {
-        "penstock.version": version("penstock"),
+        "penstock.version": RELEASE,
         "penstock.job": lease.job,
         "penstock.chunk": str(lease.chunk),
         "penstock.token": str(lease.token),

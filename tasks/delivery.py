@@ -6,6 +6,7 @@ nothing is prefetched, and what gets lost is issued again from the ledger. Each 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from kombu.exceptions import OperationalError
 from tasks import broker
 from tasks.errors import BrokerUnavailable
 from tasks.messages import VERSION, JobSpec
+
+log = logging.getLogger(__name__)
 
 #: Where a node listens that serves no model: nobody sends there.
 NO_QUEUE = "penstock.none"
@@ -124,3 +127,11 @@ def publish(app: Celery, spec: JobSpec, chunks: Sequence[int]) -> None:
                 )
     except (OSError, OperationalError, redis.RedisError) as exc:
         raise BrokerUnavailable(f"Tickets of job {spec.job} could not be published: {exc}") from exc
+
+
+def publish_or_leave(app: Celery, spec: JobSpec, chunks: Sequence[int]) -> None:
+    """Publish tickets; a fault is logged and left to the reconciler, which issues them again."""
+    try:
+        publish(app, spec, chunks)
+    except BrokerUnavailable as exc:
+        log.warning("Tickets not published: %s", exc, extra={"action": "publish", "job": spec.job})

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 from celery import Celery
 
 from tasks import delivery
-from tasks.errors import Transient
 from tasks.ledger import Ledger
 from tasks.messages import JobSpec, Receipt
 from tasks.ports import Encoder
@@ -16,8 +14,6 @@ from tasks.pulse import Pulse
 from tasks.settings import Settings
 from tasks.store import Store
 from tasks.workforce import SlotStatus
-
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -38,10 +34,7 @@ class Slot:
 
     def publish(self, spec: JobSpec, chunks: list[int]) -> None:
         """Publish tickets; a fault is left to the reconciler."""
-        try:
-            delivery.publish(self.app, spec, chunks)
-        except Transient as exc:
-            log.warning("Tickets not published: %s", exc, extra={"action": "publish", "job": spec.job})
+        delivery.publish_or_leave(self.app, spec, chunks)
 
     def count(self, receipt: Receipt) -> None:
         """Add a finished chunk to what this slot has done."""

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -33,13 +34,14 @@ DEADLINE_S = 20.0
 POLL_S = 0.001
 
 
-def wait_until(is_true: Callable[[], object], what: str, deadline_s: float = DEADLINE_S) -> None:
-    """Look until something is true; fail the test when the deadline passes."""
+def wait_until(is_true: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:
+    """Look until something is true and return it; fail the test when the deadline passes."""
     deadline = time.monotonic() + deadline_s
-    while not is_true():
+    while not (found := is_true()):
         if time.monotonic() > deadline:
             pytest.fail(f"Not within {deadline_s} s: {what}")
         time.sleep(POLL_S)
+    return found
 
 
 @pytest.fixture(scope="session")

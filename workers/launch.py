@@ -14,11 +14,10 @@ import sys
 import time
 
 from tasks import broker, lifeline
-from tasks.app import DEFAULT_BROKER_URL
 from tasks.errors import PenstockError
 from tasks.lifeline import LIFELINE_VARIABLE
 from tasks.settings import Settings
-from workers.boot import EXIT_FAILED, model_spec
+from workers.boot import EXIT_FAILED, broker_url, model_spec
 from workers.planning import NodePlan, plan_nodes
 
 #: Seconds between two looks at the nodes.
@@ -37,7 +36,7 @@ def main() -> int:
     except PenstockError as exc:
         print(f"penstock worker: {exc}", file=sys.stderr)  # noqa: T201 - what a person sees
         return exc.exit_code
-    url = broker.redact(settings.broker_url or DEFAULT_BROKER_URL)
+    url = broker.redact(broker_url(settings))
     for plan in plans:
         slots = f"{plan.slots} slot{'s' * (plan.slots > 1)} x {plan.threads} thread{'s' * (plan.threads > 1)}"
         print(f"penstock worker: {spec} on {plan.device}, {slots}, broker {url}", file=sys.stderr)  # noqa: T201

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+import tests.conftest
 from producer.embedded import EmbeddedServer
 from producer.runs import Run
 
@@ -27,14 +27,8 @@ PENSTOCK = [sys.executable, "-P", "-m", "producer.cli"]
 
 
 def wait_until(condition: Callable[[], Any], what: str) -> Any:
-    """Poll until a condition holds and return its value."""
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.05)
-    pytest.fail(f"waited {PATIENCE_S:.0f} s in vain until {what}")
+    """Wait as long as whole processes may take."""
+    return tests.conftest.wait_until(condition, what, PATIENCE_S)
 
 
 @dataclass

@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -18,16 +16,9 @@ from producer.embedded import EmbeddedServer
 from producer.runs import Run, find_run, runs
 from tasks import lifeline
 from tasks.broker import redis_url
+from tests.conftest import wait_until
 
 PATIENCE_S = 20.0
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    """Poll until a condition holds."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -118,7 +109,7 @@ def test_a_program_on_a_lifeline_ends_when_the_line_is_cut() -> None:
     assert guard.stdin is not None
     guard.stdin.close()
     assert guard.wait(PATIENCE_S) == 0
-    wait_until(lambda: not program.is_running())
+    wait_until(lambda: not program.is_running(), "the program ended")
     guard.stdout.close()
 
 
@@ -134,4 +125,4 @@ def test_a_program_on_a_lifeline_ends_when_its_guard_is_killed() -> None:
     (program,) = psutil.Process(guard.pid).children()
     guard.send_signal(signal.SIGKILL)
     guard.communicate()
-    wait_until(lambda: not program.is_running())
+    wait_until(lambda: not program.is_running(), "the program ended")
