@@ -150,7 +150,7 @@ class Client:
         for job in self.ledger.active_jobs():
             held = self.ledger.spec(job)
             for chunk, token in self.ledger.leases(held):
-                delivery.publish(self.app, held, self.ledger.free(held, chunk, token, forgive=True))
+                delivery.publish(self.app, held, self.ledger.free(held, chunk, token))
         changes = {"model": model, "workers": workers or self.settings.workers}
         self._workers = EmbeddedWorkers(self.run, self.settings.model_copy(update=changes))
 

@@ -80,7 +80,7 @@ def _refuse(slot: Slot, lease: Lease, reason: str) -> str:
     """Note by name that this slot will not do the job, and leave the chunk to others."""
     log.warning("Job refused: %s", reason, extra={"action": "refuse", "job": lease.job})
     retry_transient(lambda: slot.ledger.refuse(lease.spec, slot.status.slot, reason), for_s=PATIENCE_S)
-    _give_back(slot, lease, forgive=True)
+    _give_back(slot, lease)
     # Otherwise this slot, which is always idle, would take nearly every ticket from those that can do the job.
     time.sleep(AGAIN_S)
     return "refused"
@@ -99,17 +99,17 @@ def _work(slot: Slot, lease: Lease) -> str:
         reason = str(exc)
         retry_transient(lambda: slot.ledger.end(lease.spec, "failed", reason), for_s=PATIENCE_S)
         return "failed"
-    except EngineBroken:
-        _give_back(slot, lease, forgive=False)
+    except EngineBroken as exc:
+        _give_back(slot, lease, blame=str(exc))
         raise
     except Transient as exc:
         log.warning("Chunk handed back: %s", exc, extra={"action": "free", **fields})
-        _give_back(slot, lease, forgive=True, delay_s=AGAIN_S)
+        _give_back(slot, lease, delay_s=AGAIN_S)
         return "handed back"
     except Exception as exc:  # noqa: BLE001 - the task's boundary
         # The attempt counts, and the chunk is given up after a few.
         log.error("Chunk failed: %s", place_of(exc), extra={"action": "free", **fields})  # noqa: TRY400 - see place_of
-        _give_back(slot, lease, forgive=False, delay_s=AGAIN_S)
+        _give_back(slot, lease, blame=place_of(exc), delay_s=AGAIN_S)
         return "attempt failed"
     if receipt is None:
         return "lease lost"
@@ -123,9 +123,9 @@ def _work(slot: Slot, lease: Lease) -> str:
     return f"{outcome}: {receipt.rows} rows"
 
 
-def _give_back(slot: Slot, lease: Lease, *, forgive: bool, delay_s: float = 0.0) -> None:
+def _give_back(slot: Slot, lease: Lease, *, blame: str = "", delay_s: float = 0.0) -> None:
     try:
-        released = slot.ledger.free(lease.spec, lease.chunk, lease.token, forgive=forgive, delay_s=delay_s)
+        released = slot.ledger.free(lease.spec, lease.chunk, lease.token, blame=blame, delay_s=delay_s)
     except Transient as exc:
         log.warning("Lease not freed, it will lapse: %s", exc, extra={"action": "free", "job": lease.job})
         return

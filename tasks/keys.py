@@ -11,7 +11,10 @@ penstock:job:J:open     zset   chunk -> time (ms) when its ticket or job      le
                                lease lapses: released, not recorded
 penstock:job:J:leases   hash   chunk -> "token slot"; "0": delayed   job      ledger steps ledger steps
 penstock:job:J:attempts hash   chunk -> claims so far                chunk    ledger steps ledger steps
-penstock:job:J:done     hash   chunk -> "token rows failed truncated for ever ledger steps client
+penstock:job:J:journal  hash   chunk -> what ended attempts taught;  chunk    ledger steps slot
+                               chunk:now -> rows at work; chunk:why
+                               -> how the last attempt ended
+penstock:job:J:done     hash   chunk -> "token rows failed truncated for ever slot         client
                                tokens padded bytes crc32"
 penstock:job:J:failed   set    recorded chunks with error rows       for ever ledger steps client
 penstock:job:J:refusals hash   slot -> why it will not do this job   for ever slot         client
@@ -61,7 +64,7 @@ def refusals(job_id: str) -> str:
 def step_keys(job_id: str, queue: str) -> list[str]:
     """Return the KEYS of every ledger step, in the order that the Lua prelude names them."""
     base = job(job_id)
-    parts = ("open", "leases", "attempts", "done", "failed")
+    parts = ("open", "leases", "attempts", "journal", "failed")
     return [base, *(f"{base}:{part}" for part in parts), ACTIVE, queue]
 
 

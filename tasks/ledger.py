@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
@@ -18,8 +18,9 @@ import redis
 from tasks import keys
 from tasks.broker import redact
 from tasks.errors import BrokerUnavailable, UnknownJob
+from tasks.journal import Journal, Span
 from tasks.messages import JOB_ID_PATTERN, JobSpec, Receipt
-from tasks.records import JobStatus, Lease, Recorded, Refusal, read_record, read_status
+from tasks.records import JobStatus, Lease, Recorded, Refusal, read_record, read_status, write_record
 from tasks.steps import STEPS
 from tasks.workforce import SlotStatus, Workforce
 
@@ -74,58 +75,52 @@ class Ledger:
         if answer[0] != "leased":
             return Refusal(answer[1])
         spec = JobSpec.model_validate_json(answer[3])
-        return Lease(job, chunk, int(answer[1]), int(answer[2]), spec, answer[4], tuple(answer[5:]))
+        journal = Journal.read(*answer[5:8])
+        return Lease(job, chunk, int(answer[1]), int(answer[2]), spec, answer[4], journal, tuple(answer[8:]))
 
     def touch(self, lease: Lease, lease_s: float) -> bool:
         """Extend a lease. False: it is no longer this slot's, and the work is for nothing."""
         return bool(self._run("touch", lease.spec, lease.chunk, lease.token, _ms(lease_s)))
 
+    def journal(self, lease: Lease, journal: Journal, rows: Span) -> bool:
+        """Note which rows go to work next. False: the lease is no longer this slot's."""
+        first, stop = rows
+        return bool(self._run("journal", lease.spec, lease.chunk, lease.token, journal.dump(), f"{first} {stop}"))
+
     def record(self, lease: Lease, receipt: Receipt) -> tuple[str, list[int]]:
         """Record a stored result. Returns the outcome (``recorded`` or why not) and the tickets to publish."""
-        note = (
-            f"{lease.token} {receipt.rows} {receipt.failed_rows} {receipt.truncated_rows} {receipt.tokens} "
-            f"{receipt.padded_tokens} {receipt.size_bytes} {receipt.crc32}"
-        )
-        counts = (
-            receipt.rows,
-            receipt.failed_rows,
-            receipt.truncated_rows,
-            receipt.tokens,
-            receipt.padded_tokens,
-        )
         seconds = (receipt.read_s, receipt.tokenise_s, receipt.model_s, receipt.write_s)
         outcome, *tickets = self._run(
             "record",
             lease.spec,
             lease.chunk,
             lease.token,
-            note,
+            write_record(lease.token, receipt),
             receipt.weights,
             receipt.dim,
             lease.spec.on_error,
-            *counts,
             *(f"{value:.6f}" for value in seconds),
         )
         return outcome, tickets
 
-    def free(self, spec: JobSpec, chunk: int, token: int, *, forgive: bool, delay_s: float = 0.0) -> list[int]:
+    def free(self, spec: JobSpec, chunk: int, token: int, *, blame: str = "", delay_s: float = 0.0) -> list[int]:
         """Give a lease up; the chunk may be taken again after the delay. Returns the tickets to publish.
 
-        ``forgive`` takes the attempt back: nothing was wrong with the chunk.
+        ``blame`` says how the attempt ended if the chunk may be at fault; without it the attempt is taken back.
         """
-        return cast("list[int]", self._run("free", spec, chunk, token, int(forgive), _ms(delay_s)))
+        return cast("list[int]", self._run("free", spec, chunk, token, int(not blame), _ms(delay_s), blame))
 
-    def bury(self, slot: SlotStatus, *, forgive: bool) -> tuple[JobSpec, list[int]] | None:
+    def bury(self, slot: SlotStatus, *, blame: str = "") -> tuple[JobSpec, list[int]] | None:
         """Strike off a slot that died and free its lease. Returns the lease's job and the tickets to publish.
 
-        ``forgive``: its chunk is not to blame, the slot was ended.
+        ``blame``: how it died, if its chunk may be at fault; empty if it was ended.
         """
         freed = None
         if slot.claim:
             job, chunk, token = slot.claim.split()
             with suppress(UnknownJob):
                 spec = self.spec(job)
-                freed = spec, self.free(spec, int(chunk), int(token), forgive=forgive)
+                freed = spec, self.free(spec, int(chunk), int(token), blame=blame)
         self.workforce.forget(slot.slot)
         return freed
 
@@ -149,10 +144,39 @@ class Ledger:
         """End a job as ``cancelled`` or ``failed``. Returns the state that it has now."""
         return cast("str", self._run("end", spec, state, reason))
 
-    def retry(self, spec: JobSpec) -> tuple[str, int, list[int]]:
-        """Reopen what failed. Returns the state before, the chunks with error rows, and the tickets."""
-        state, chunks, *tickets = self._run("retry", spec)
+    def retry(self, spec: JobSpec, damaged: Iterable[int] = ()) -> tuple[str, int, list[int]]:
+        """Reopen what failed, and chunks whose results are damaged.
+
+        Returns the state before, how many recorded chunks were reopened, and the tickets to publish.
+        """
+        state, chunks, *tickets = self._run("retry", spec, *damaged)
         return state, chunks, tickets
+
+    def remove(self, spec: JobSpec) -> bool:
+        """Forget a job that is over, with all that belongs to it. False: it is not over."""
+        with self.reaching():
+            return bool(
+                self._steps["remove"](
+                    keys=[
+                        *keys.step_keys(spec.job, spec.queue),
+                        keys.JOBS,
+                        keys.submission(spec.key),
+                        keys.refusals(spec.job),
+                    ],
+                    args=[spec.job],
+                )
+            )
+
+    # -- recovering ------------------------------------------------------------------------------------------------
+
+    def adopt(self, spec: JobSpec, chunk: int, token: int, receipt: Receipt) -> bool:
+        """Record a result that was found in the store. False: there is one already, or no such chunk."""
+        note = write_record(token, receipt)
+        return bool(self._run("adopt", spec, chunk, note, receipt.weights, receipt.dim))
+
+    def open_gate(self, spec: JobSpec, gate: int) -> list[int]:
+        """Let tickets through that many at a time. Returns the tickets to publish."""
+        return cast("list[int]", self._run("open_gate", spec, gate))
 
     # -- reading ---------------------------------------------------------------------------------------------------
 

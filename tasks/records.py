@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tasks.errors import JobFailed
-from tasks.messages import JobSpec
+from tasks.journal import Journal
+from tasks.messages import JobSpec, Receipt
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Lease:
         attempts: how often the chunk was claimed, this time included.
         spec: the job's.
         weights: fingerprint of the weights that began the job; empty while nothing is recorded.
+        journal: what attempts taught that ended with their process.
         released: chunks whose tickets may enter the queue now.
     """
 
@@ -27,6 +29,7 @@ class Lease:
     attempts: int
     spec: JobSpec
     weights: str = ""
+    journal: Journal = field(default_factory=Journal)
     released: tuple[int, ...] = ()
 
 
@@ -96,6 +99,14 @@ class JobStatus:
             raise JobFailed(f"Job {job} failed: {self.reason}", job=job)
         if self.state == "cancelled":
             raise JobFailed(f"Job {job} was cancelled.", job=job)
+
+
+def write_record(token: int, receipt: Receipt) -> str:
+    """Write the ledger's note on a recorded chunk."""
+    return (
+        f"{token} {receipt.rows} {receipt.failed_rows} {receipt.truncated_rows} {receipt.tokens} "
+        f"{receipt.padded_tokens} {receipt.size_bytes} {receipt.crc32}"
+    )
 
 
 def read_record(chunk: int, note: str) -> Recorded:

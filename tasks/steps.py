@@ -12,7 +12,9 @@ from __future__ import annotations
 
 _PRELUDE = """
 local job, open, leases, attempts = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local done, failed, active, queue = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+local journal, failed, active, queue = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+-- Not among the KEYS: who passes a key must be allowed to write it, and a submitter may only read this one.
+local done = job .. ':done'
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 
@@ -39,6 +41,8 @@ local function next_tickets()
   local room = get_number('gate') - waiting
   if room <= 0 then return tickets end
   for _, chunk in ipairs(redis.call('ZRANGEBYSCORE', open, '-inf', text(now), 'LIMIT', 0, room)) do
+    local lease = redis.call('HGET', leases, chunk)
+    if lease and lease ~= '0' then redis.call('HSET', journal, chunk .. ':why', 'its slot fell silent') end
     redis.call('HDEL', leases, chunk)
     redis.call('ZADD', open, lapse, chunk)
     tickets[#tickets + 1] = tonumber(chunk)
@@ -46,8 +50,10 @@ local function next_tickets()
   local released, announced = get_number('released'), get_number('announced')
   local first = released
   while #tickets < room and released < announced do
-    redis.call('ZADD', open, lapse, text(released))
-    tickets[#tickets + 1] = released
+    if redis.call('HEXISTS', done, text(released)) == 0 then  -- else a recovery found its result
+      redis.call('ZADD', open, lapse, text(released))
+      tickets[#tickets + 1] = released
+    end
     released = released + 1
   end
   if released > first then redis.call('HSET', job, 'released', text(released)) end
@@ -65,6 +71,24 @@ local function finish_when_complete()
   if total and get('state') == 'running' and get_number('recorded') == tonumber(total) then
     finish('done')
   end
+end
+
+-- Adds the counts of a recorded chunk to those of the job, or takes them back. Its note says: token rows failed
+-- truncated tokens padded ...
+local function count_record(note, sign)
+  local fields, i = {'rows_done', 'failed_rows', 'truncated_rows', 'tokens', 'padded_tokens'}, 0
+  for number in string.gmatch(note, '%S+') do
+    if fields[i] then add(fields[i], text(0 + sign * tonumber(number))) end
+    i = i + 1
+  end
+  add('recorded', sign)
+end
+
+-- Keeps a recorded chunk with error rows in mind for a retry. Returns how many there are.
+local function note_failed(chunk, note)
+  local failed_rows = string.match(note, '^%d+ %d+ (%d+)')
+  if failed_rows ~= '0' then redis.call('SADD', failed, chunk) end
+  return failed_rows
 end
 
 local function is_mine(lease, slot) return string.match(lease, '^%d+ (.*)$') == slot end
@@ -115,8 +139,9 @@ return tickets
 
 #: ARGV chunk slot lease_ms: a slot asks for a chunk. A slot does one chunk at a time, so a lease that it holds
 #: already is one whose reply was lost: it is granted anew and is no further attempt. Returns
-#: {'leased', token, attempts, spec, weights that began the job or '', ticket...}, or {'void', why} if there is
-#: nothing to do. The ticket that led here left the queue, so another one may enter.
+#: {'leased', token, attempts, spec, weights that began the job or '', journal: what was learned, rows then at work,
+#: how it ended, ticket...}, or {'void', why} if there is nothing to do. The ticket that led here left the queue, so
+#: another one may enter.
 CLAIM = """
 local chunk = ARGV[1]
 if not is_live() then return {'void', get('state') or 'unknown job'} end
@@ -133,6 +158,9 @@ redis.call('HSET', leases, chunk, text(token) .. ' ' .. ARGV[2])
 redis.call('ZADD', open, text(now + tonumber(ARGV[3])), chunk)
 redis.call('HSETNX', job, 'first_claim_ms', text(now))
 local answer = {'leased', text(token), count, get('spec'), get('weights') or ''}
+for i, note in ipairs(redis.call('HMGET', journal, chunk, chunk .. ':now', chunk .. ':why')) do
+  answer[5 + i] = note or ''
+end
 for _, ticket in ipairs(next_tickets()) do answer[#answer + 1] = ticket end
 return answer
 """
@@ -144,13 +172,21 @@ redis.call('ZADD', open, 'XX', text(now + tonumber(ARGV[3])), ARGV[1])
 return 1
 """
 
-#: ARGV chunk token note weights dim on_error rows failed truncated tokens padded read tokenise model write (s):
+#: ARGV chunk token learned now: these rows go to work next, and this is what earlier attempts taught.
+#: Returns 1, or 0 if the lease is no longer the slot's.
+JOURNAL = """
+if not is_live() or not holds(ARGV[1], ARGV[2]) then return 0 end
+redis.call('HSET', journal, ARGV[1], ARGV[3], ARGV[1] .. ':now', ARGV[4])
+redis.call('HDEL', journal, ARGV[1] .. ':why')
+return 1
+"""
+
+#: ARGV chunk token note weights dim on_error read tokenise model write (s):
 #: a result is in the store. The first record of a chunk wins. Returns {outcome, ticket...} with outcome
 #: 'recorded', 'late' (another was first), 'weights' (other weights are pinned) or the state of a job that ended.
 RECORD = """
 local chunk, token = ARGV[1], ARGV[2]
 if not is_live() then return {get('state') or 'unknown job'} end
-if redis.call('HEXISTS', done, chunk) == 1 then return {'late'} end
 if not redis.call('ZSCORE', open, chunk) then return {'late'} end
 local pinned = get('weights')
 if pinned and pinned ~= ARGV[4] then
@@ -166,16 +202,14 @@ redis.call('HSET', done, chunk, ARGV[3])
 redis.call('ZREM', open, chunk)
 redis.call('HDEL', leases, chunk)
 redis.call('HDEL', attempts, chunk)
-add('recorded', 1)
-for i, field in ipairs({'rows_done', 'failed_rows', 'truncated_rows', 'tokens', 'padded_tokens'}) do
-  add(field, ARGV[6 + i])
-end
+redis.call('HDEL', journal, chunk, chunk .. ':now', chunk .. ':why')
+count_record(ARGV[3], 1)
 for i, field in ipairs({'read_s', 'tokenise_s', 'model_s', 'write_s'}) do
-  redis.call('HINCRBYFLOAT', job, field, ARGV[11 + i])
+  redis.call('HINCRBYFLOAT', job, field, ARGV[6 + i])
 end
-if ARGV[8] ~= '0' then
-  redis.call('SADD', failed, chunk)
-  if ARGV[6] == 'fail' then finish('failed', ARGV[8] .. ' rows of chunk ' .. chunk .. ' failed') end
+local failed_rows = note_failed(chunk, ARGV[3])
+if failed_rows ~= '0' and ARGV[6] == 'fail' then
+  finish('failed', failed_rows .. ' rows of chunk ' .. chunk .. ' failed')
 end
 finish_when_complete()
 local tickets = next_tickets()
@@ -183,9 +217,9 @@ table.insert(tickets, 1, 'recorded')
 return tickets
 """
 
-#: ARGV chunk token is_forgiven delay_ms: the lease is given up (its slot died, or hands the chunk back); the chunk
+#: ARGV chunk token is_forgiven delay_ms why: the lease is given up (its slot died, or hands the chunk back); the chunk
 #: may be taken again after the delay. Until then nobody has the lease, which no claim and no reconciler takes for a
-#: lost ticket. Returns the tickets.
+#: lost ticket. A forgiven attempt does not count, and is no evidence against the rows at work. Returns the tickets.
 FREE = """
 if holds(ARGV[1], ARGV[2]) then
   if ARGV[4] == '0' then
@@ -194,7 +228,12 @@ if holds(ARGV[1], ARGV[2]) then
     redis.call('HSET', leases, ARGV[1], '0')
   end
   redis.call('ZADD', open, 'XX', text(now + tonumber(ARGV[4])), ARGV[1])
-  if ARGV[3] == '1' then redis.call('HINCRBY', attempts, ARGV[1], -1) end
+  if ARGV[3] == '1' then
+    redis.call('HINCRBY', attempts, ARGV[1], -1)
+    redis.call('HDEL', journal, ARGV[1] .. ':now')
+  else
+    redis.call('HSET', journal, ARGV[1] .. ':why', ARGV[5])
+  end
 end
 return next_tickets()
 """
@@ -215,37 +254,66 @@ return next_tickets()
 END = """
 if is_live() then
   finish(ARGV[1], ARGV[2] ~= '' and ARGV[2] or nil)
-  if ARGV[1] == 'cancelled' then redis.call('DEL', open, leases, attempts) end
+  if ARGV[1] == 'cancelled' then redis.call('DEL', open, leases, attempts, journal) end
 end
 return get('state')
 """
 
-#: Reopens what failed in a job that ended: chunks with error rows, and whatever was still open.
-#: Returns {state before, chunks with error rows, ticket...}.
+#: ARGV chunk...: reopens what failed in a job that ended: chunks with error rows, those named here (their results are
+#: damaged), and whatever was still open. Returns {state before, recorded chunks reopened, ticket...}.
 RETRY = """
 local state = get('state')
 if state ~= 'done' and state ~= 'failed' or not get('total') then return {state or 'unknown', 0} end
-local chunks = redis.call('SMEMBERS', failed)
-for _, chunk in ipairs(chunks) do
-  local note, i = redis.call('HGET', done, chunk), 0
-  for number in string.gmatch(note, '%S+') do
-    local field = ({'rows_done', 'failed_rows', 'truncated_rows', 'tokens', 'padded_tokens'})[i]
-    if field then add(field, text(0 - tonumber(number))) end
-    i = i + 1
+for _, chunk in ipairs(ARGV) do redis.call('SADD', failed, chunk) end
+local reopened = 0
+for _, chunk in ipairs(redis.call('SMEMBERS', failed)) do
+  local note = redis.call('HGET', done, chunk)
+  if note and not redis.call('ZSCORE', open, chunk) then
+    count_record(note, -1)
+    redis.call('ZADD', open, text(now), chunk)
+    reopened = reopened + 1
   end
-  redis.call('HDEL', done, chunk)
-  redis.call('ZADD', open, text(now), chunk)
-  add('recorded', -1)
 end
-redis.call('DEL', failed, attempts)
+redis.call('DEL', failed, attempts, journal)
 redis.call('HDEL', job, 'reason', 'finished_ms')
 redis.call('HSET', job, 'state', 'running')
 redis.call('SADD', active, get('id'))
 finish_when_complete()
 local tickets = next_tickets()
-table.insert(tickets, 1, #chunks)
+table.insert(tickets, 1, reopened)
 table.insert(tickets, 1, state)
 return tickets
+"""
+
+#: ARGV chunk note weights dim: a recovery found this result in the store. The first one counts.
+ADOPT = """
+if not is_live() or redis.call('HEXISTS', done, ARGV[1]) == 1 then return 0 end
+if tonumber(ARGV[1]) >= get_number('announced') then return 0 end
+redis.call('HSET', job, 'weights', ARGV[3], 'dim', ARGV[4])
+redis.call('HSET', done, ARGV[1], ARGV[2])
+redis.call('ZREM', open, ARGV[1])
+redis.call('HDEL', leases, ARGV[1])
+count_record(ARGV[2], 1)
+note_failed(ARGV[1], ARGV[2])
+return 1
+"""
+
+#: ARGV gate: lets tickets through that many at a time, from now on. Returns the tickets.
+OPEN_GATE = """
+redis.call('HSET', job, 'gate', ARGV[1])
+finish_when_complete()
+return next_tickets()
+"""
+
+#: Forgets a job with all that belongs to it. Returns 1, or 0 if it is not over.
+REMOVE = """
+if is_live() then return 0 end
+redis.call('DEL', job, open, leases, attempts, journal, failed, KEYS[11])
+redis.call('DEL', done)
+redis.call('SREM', active, ARGV[1])
+redis.call('ZREM', KEYS[9], ARGV[1])
+if redis.call('GET', KEYS[10]) == ARGV[1] then redis.call('DEL', KEYS[10]) end
+return 1
 """
 
 #: Every step by its name, prelude included.
@@ -257,10 +325,14 @@ STEPS = {
         "seal": SEAL,
         "claim": CLAIM,
         "touch": TOUCH,
+        "journal": JOURNAL,
         "record": RECORD,
         "free": FREE,
         "reconcile": RECONCILE,
         "end": END,
         "retry": RETRY,
+        "adopt": ADOPT,
+        "open_gate": OPEN_GATE,
+        "remove": REMOVE,
     }.items()
 }

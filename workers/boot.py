@@ -196,7 +196,7 @@ class Watch(bootsteps.StartStopStep):  # type: ignore[misc]
             if slot.pid in alive or slot.state == "failed":
                 continue
             log.warning("Slot %s died (pid %d)", slot.slot, slot.pid, extra={"action": "bury"})
-            freed = self._ledger.bury(slot, forgive=False)
+            freed = self._ledger.bury(slot, blame="its process ended")
             if freed:
                 delivery.publish(self._app, *freed)
 

@@ -75,9 +75,9 @@ class Desk:
         """Record a chunk with the usual receipt, but for some fields."""
         return self.ledger.record(lease, RECEIPT.model_copy(update=fields))
 
-    def free(self, lease: Lease, *, forgive: bool = True, delay_s: float = 0) -> list[int]:
+    def free(self, lease: Lease, *, blame: str = "", delay_s: float = 0) -> list[int]:
         """Give a lease up."""
-        return self.ledger.free(self.spec, lease.chunk, lease.token, forgive=forgive, delay_s=delay_s)
+        return self.ledger.free(self.spec, lease.chunk, lease.token, blame=blame, delay_s=delay_s)
 
     def do(self, *chunks: int, **fields) -> None:
         """Claim and record chunks."""
@@ -112,6 +112,7 @@ class Desk:
             "open": redis.zrange(f"{base}:open", 0, -1),
             "leases": redis.hgetall(f"{base}:leases"),
             "attempts": self.attempts,
+            "journal": redis.hgetall(f"{base}:journal"),
             "done": redis.hgetall(f"{base}:done"),
             "failed": redis.smembers(f"{base}:failed"),
             "active": redis.smembers(keys.ACTIVE),

@@ -89,7 +89,7 @@ class History:
         """A slot hands its chunk back, or is buried with it."""
         lease = self.held.pop(SLOTS[number % len(SLOTS)], None)
         if lease is not None:
-            self.publish(self.desk.free(lease, forgive=number % 2 == 0, delay_s=0.001 * (number > 6)))
+            self.publish(self.desk.free(lease, blame="a fault" * (number % 2), delay_s=0.001 * (number > 6)))
             self.stale.append(lease)
 
     def free_stale(self, number: int) -> None:

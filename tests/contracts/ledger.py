@@ -285,7 +285,7 @@ class LedgerContract:
         for _ in range(5):
             lease = desk.take(0)
             assert lease.attempts == 1
-            desk.free(lease, forgive=True)
+            desk.free(lease)
 
     def test_an_attempt_that_is_not_forgiven_counts(self, desk):
         """A chunk that kills its slots is noticed."""
@@ -293,7 +293,7 @@ class LedgerContract:
         for attempt in (1, 2, 3):
             lease = desk.take(0)
             assert lease.attempts == attempt
-            desk.free(lease, forgive=False)
+            desk.free(lease, blame="a fault")
 
     def test_a_delayed_chunk_is_ticketed_after_the_delay(self, desk):
         """A slot that cannot do it does not get it back at once."""
@@ -324,10 +324,10 @@ class LedgerContract:
     def test_a_lease_freed_twice_forgives_one_attempt(self, desk):
         """The second time finds nothing to free."""
         desk.announce(0)
-        desk.free(desk.take(0), forgive=False)
+        desk.free(desk.take(0), blame="a fault")
         lease = desk.take(0)
-        desk.free(lease, forgive=True)
-        desk.free(lease, forgive=True)
+        desk.free(lease)
+        desk.free(lease)
         assert desk.attempts == {"0": "1"}
 
     def test_a_recorded_chunk_cannot_be_freed(self, desk):
@@ -547,7 +547,6 @@ class LedgerContract:
         status = desk.status
         assert (status.state, status.recorded, status.rows_done, status.failed_rows) == ("running", 1, 7, 0)
         assert (status.tokens, status.padded_tokens, status.truncated_rows) == (70, 77, 1)
-        assert [note.chunk for note in desk.ledger.recorded(desk.spec.job, 0, 3)] == [0]
         assert desk.ledger.active_jobs() == [desk.spec.job]
         desk.do(1, 2, rows=4, tokens=40, padded_tokens=44, truncated_rows=0)
         status = desk.status
@@ -558,7 +557,7 @@ class LedgerContract:
         """Somebody looked at what was wrong, so the chunk gets its tries again."""
         desk.announce(0)
         desk.seal(1)
-        desk.free(desk.take(0), forgive=False)
+        desk.free(desk.take(0), blame="a fault")
         desk.end("failed", "disk full")
         assert desk.ledger.retry(desk.spec)[0] == "failed"
         assert desk.take(0).attempts == 1
@@ -665,8 +664,8 @@ class LedgerContract:
             "touch": lambda: ledger.touch(lease, 60),
             "record": lambda: desk.record(lease),
             "record with errors": lambda: desk.record(lease, failed_rows=2),
-            "free at once": lambda: desk.free(lease, forgive=True),
-            "free later": lambda: desk.free(lease, forgive=False, delay_s=60),
+            "free at once": lambda: desk.free(lease),
+            "free later": lambda: desk.free(lease, blame="a fault", delay_s=60),
             "reconcile": desk.reconcile,
             "cancel": lambda: desk.end("cancelled"),
             "fail": lambda: desk.end("failed", "by hand"),
@@ -686,7 +685,7 @@ class LedgerContract:
         lease = desk.take(0)
         dead = slot_status(claim=f"{lease.job} {lease.chunk} {lease.token}")
         desk.ledger.workforce.report(dead)
-        assert desk.ledger.bury(dead, forgive=False) == (desk.spec, [0])
+        assert desk.ledger.bury(dead, blame="a fault") == (desk.spec, [0])
         assert desk.ledger.workforce.slots() == []
         assert desk.take(0, slot="node/1").attempts == 2
 
@@ -695,20 +694,20 @@ class LedgerContract:
         desk.announce(0)
         lease = desk.take(0)
         dead = slot_status(claim=f"{lease.job} {lease.chunk} {lease.token}")
-        desk.ledger.bury(dead, forgive=False)
+        desk.ledger.bury(dead, blame="a fault")
         heir = desk.take(0, slot="node/1")
-        assert desk.ledger.bury(dead, forgive=False) == (desk.spec, [])
+        assert desk.ledger.bury(dead, blame="a fault") == (desk.spec, [])
         assert desk.ledger.touch(heir, 60)
 
     def test_burying_an_idle_slot_frees_nothing(self, ledger):
         """It held no lease."""
         ledger.workforce.report(slot_status())
-        assert ledger.bury(slot_status(), forgive=False) is None
+        assert ledger.bury(slot_status(), blame="a fault") is None
         assert ledger.workforce.slots() == []
 
     def test_burying_a_slot_with_an_unknown_job_strikes_it_off(self, ledger):
         """The ledger was wiped out meanwhile."""
-        assert ledger.bury(slot_status(claim="encode-gone 1 2"), forgive=False) is None
+        assert ledger.bury(slot_status(claim="encode-gone 1 2"), blame="a fault") is None
 
     # -- slots -----------------------------------------------------------------------------------------------
 

@@ -472,7 +472,7 @@ def test_a_slot_that_lost_its_lease_records_nothing(site):
 
     def lose():
         ((number, token),) = site.ledger.leases(site.desk.spec)
-        site.ledger.free(site.desk.spec, number, token, forgive=False)
+        site.ledger.free(site.desk.spec, number, token, blame="a fault")
         site.desk.take(0, slot="node/1")
         wait_until(lambda: slot.pulse.has_lost_lease, "the pulse notices")
 
@@ -520,7 +520,7 @@ def test_a_slot_that_did_not_notice_in_time_comes_late(make_site):
     def overtake():
         ((number, token),) = site.ledger.leases(site.desk.spec)
         lost.append(token)
-        site.ledger.free(site.desk.spec, number, token, forgive=False)
+        site.ledger.free(site.desk.spec, number, token, blame="a fault")
         assert run_chunk(other, site.ticket()) == "recorded: 3 rows"
 
     slot = site.slot(encoder=Doing(overtake))
