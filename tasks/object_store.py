@@ -1,11 +1,10 @@
-"""How object stores are reached: one set of timeouts and retries for inputs, chunks, results and outputs."""
+"""How object stores are reached: the timeouts and retries for inputs, chunks, and outputs."""
 
 from __future__ import annotations
 
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import obstore.store
 from obstore.exceptions import BaseError
@@ -20,19 +19,28 @@ if TYPE_CHECKING:
 SCHEMES = ("file", "s3", "gs", "az")
 WEB_SCHEMES = ("https", "http")
 
-#: Chunks, results and parts of uploads are some MiB each: a request takes two minutes at most, which a line of
-#: 2 Mbit/s keeps. obstore's ``read_timeout`` would also run while a body is sent.
+#: Chunk inputs and results are some MiB each. A minute takes 8 MiB over a line of 1.2 Mbit/s, and a connection that
+#: went half-open, which says nothing for ever, is given up after it. obstore's ``read_timeout`` would also run while a
+#: body is sent.
+CHUNKS: ClientConfig = {"connect_timeout": "5s", "timeout": "1m"}
+
+#: Parts of an output go several at a time over one line: twice as long.
 OBJECTS: ClientConfig = {"connect_timeout": "5s", "timeout": "2m"}
 
 #: Inputs may be one long response: a silence of 30 s ends it, there is no limit to the whole.
 STREAMS: ClientConfig = {"connect_timeout": "5s", "read_timeout": "30s", "timeout": "1day"}
 
-#: A fault that stays for a minute is told.
-RETRIES: RetryConfig = {"max_retries": 10, "retry_timeout": timedelta(seconds=60)}
+#: Server errors, throttling, cut and timed-out requests are tried again after pauses with jitter, for so long; whoever
+#: has more patience calls again (tasks/retrying.py). The last try may begin at the end of that time.
+RETRIES: RetryConfig = {
+    "max_retries": 10,
+    "retry_timeout": timedelta(seconds=30),
+    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5), "base": 2},
+}
 
 
 def connect(url: str, options: ClientConfig = OBJECTS) -> ObjectStore:
-    """Return obstore's client for a folder, bucket, prefix or web server; nothing is sent yet.
+    """Return obstore's client for a bucket, prefix or web server; nothing is sent yet.
 
     Credentials come from the environment and the usual chains.
 
@@ -45,10 +53,6 @@ def connect(url: str, options: ClientConfig = OBJECTS) -> ObjectStore:
     # The class, as from_url takes some https addresses for buckets and wants credentials for them.
     make = obstore.store.HTTPStore.from_url if scheme in WEB_SCHEMES else obstore.store.from_url
     try:
-        if scheme == "file":
-            if urlsplit(url).netloc not in {"", "localhost"} or not urlsplit(url).path:
-                raise UsageError(f"{url}: a folder is named as file:///PATH, with three slashes.")
-            return obstore.store.LocalStore(Path(unquote(urlsplit(url).path)), mkdir=True)
         return make(url, client_options=client, retry_config=RETRIES)
     except (BaseError, OSError, ValueError) as exc:
         raise UsageError(f"{redact(url)}: {first_line(exc)}") from exc

@@ -1,7 +1,7 @@
 """Bytes by key: where chunk inputs and results live.
 
-``file://``, ``s3://``, ``gs://`` and ``az://`` go through obstore; ``redis://`` keeps small jobs in the broker. Every
-store has a random id in an object of its own, so that a client and a worker that use different ones notice.
+``file://`` is a folder, ``s3://``, ``gs://`` and ``az://`` are buckets, ``redis://`` keeps small jobs in the broker.
+Every store has a random id in an object of its own, so that a client and a worker that use different ones notice.
 """
 
 from __future__ import annotations
@@ -9,17 +9,13 @@ from __future__ import annotations
 import secrets
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Protocol, cast
-
-import obstore
-import redis
-from obstore.exceptions import AlreadyExistsError, BaseError
-from obstore.store import ObjectStore
+from typing import Protocol
 
 from tasks import broker, keys, object_store
-from tasks.errors import DamagedObject, StoreFull, StoreUnavailable, UsageError
-from tasks.object_store import first_line
+from tasks.bucket_store import BucketStore
+from tasks.errors import DamagedObject, UsageError
+from tasks.file_store import FileStore
+from tasks.redis_store import RedisStore
 
 #: Schemes of Redis.
 REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+socket")
@@ -42,6 +38,12 @@ class Store(Protocol):
     def delete(self, key: str) -> None:
         """Remove an object; nothing happens if there is none."""
 
+    def list_keys(self, prefix: str) -> Iterator[str]:
+        """Yield the keys of all objects below a folder, such as ``jobs/J/``, in no order. The memory is flat."""
+
+    def delete_folder(self, prefix: str) -> None:
+        """Remove all objects below a folder, such as ``jobs/J/``. The memory is flat; a second call goes on."""
+
 
 def open_store(url: str, *, redis_limit_bytes: int = 2**63) -> Store:
     """Open the store that a URL names.
@@ -55,7 +57,9 @@ def open_store(url: str, *, redis_limit_bytes: int = 2**63) -> Store:
     if scheme not in object_store.SCHEMES:
         known = ", ".join(f"{scheme}://" for scheme in (*object_store.SCHEMES, "redis"))
         raise UsageError(f"--store {broker.redact(url)}: not one of {known}.")
-    return ObjectStoreAdapter(object_store.connect(url), url)
+    if scheme == "file":
+        return FileStore(url)
+    return BucketStore(object_store.connect(url, object_store.CHUNKS), broker.redact(url))
 
 
 def store_id(store: Store) -> str:
@@ -70,9 +74,19 @@ def store_id(store: Store) -> str:
 def checked(store: Store, key: str, size_bytes: int, crc32: int) -> bytes:
     """Read an object and compare it with its recorded length and checksum.
 
+    What is wrong is read once more: a shared folder may show a new file late, and not every fault on the way is
+    noticed there.
+
     Raises:
         DamagedObject: it is missing or not what was recorded.
     """
+    try:
+        return _checked(store, key, size_bytes, crc32)
+    except DamagedObject:
+        return _checked(store, key, size_bytes, crc32)
+
+
+def _checked(store: Store, key: str, size_bytes: int, crc32: int) -> bytes:
     data = store.get(key)
     if len(data) != size_bytes or zlib.crc32(data) != crc32:
         raise DamagedObject(
@@ -81,123 +95,3 @@ def checked(store: Store, key: str, size_bytes: int, crc32: int) -> bytes:
             key=key,
         )
     return data
-
-
-class ObjectStoreAdapter:
-    """A store in a local folder or a bucket, through obstore."""
-
-    def __init__(self, client: ObjectStore, url: str) -> None:
-        self._client = client
-        self.url = broker.redact(url)
-
-    def put(self, key: str, data: bytes) -> None:
-        """Write an object whole."""
-        with self._writing(key):
-            obstore.put(self._client, key, data)
-
-    def create(self, key: str, data: bytes) -> bool:
-        """Write an object unless the key is taken."""
-        with self._writing(key):
-            try:
-                obstore.put(self._client, key, data, mode="create")
-            except AlreadyExistsError:
-                return False
-        return True
-
-    def get(self, key: str) -> bytes:
-        """Read an object."""
-        with self._reaching(key):
-            return bytes(obstore.get(self._client, key).bytes())
-
-    def delete(self, key: str) -> None:
-        """Remove an object."""
-        with self._reaching(key):
-            try:
-                obstore.delete(self._client, key)
-            except FileNotFoundError:
-                return
-
-    @contextmanager
-    def _writing(self, key: str) -> Iterator[None]:
-        with self._reaching(key):
-            try:
-                yield
-            except FileNotFoundError as exc:
-                raise UsageError(f"The store {self.url} is not there: make its bucket or container first.") from exc
-
-    @contextmanager
-    def _reaching(self, key: str) -> Iterator[None]:
-        try:
-            yield
-        except FileNotFoundError as exc:
-            raise DamagedObject(f"{key} is missing in {self.url}.", key=key) from exc
-        except (BaseError, OSError) as exc:
-            raise StoreUnavailable(f"The store {self.url} failed on {key}: {first_line(exc)}", key=key) from exc
-
-
-#: KEYS folder size, ARGV key data limit: writes an object if the folder stays below the limit. Returns 1, or 0 if not.
-_PUT = """
-local grown = #ARGV[2] - redis.call('HSTRLEN', KEYS[1], ARGV[1])
-local held = tonumber(redis.call('GET', KEYS[2]) or '0') + grown
-if grown > 0 and held > tonumber(ARGV[3]) then return 0 end
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
-redis.call('SET', KEYS[2], string.format('%.0f', held))
-return 1
-"""
-
-
-class RedisStore:
-    """A store in Redis, for jobs that are small next to its memory: a hash per folder, a field per object."""
-
-    def __init__(self, client: redis.Redis, url: str, limit_bytes: int) -> None:
-        self._redis = client
-        self.url = url
-        self._limit_bytes = limit_bytes
-        self._put = client.register_script(_PUT)
-
-    def put(self, key: str, data: bytes) -> None:
-        """Write an object whole, as long as its folder stays below the limit.
-
-        Raises:
-            StoreFull: the objects beside it and this one are more than a redis:// store takes.
-        """
-        folder = keys.redis_folder(key)
-        with self._reaching():
-            is_put = self._put(keys=[folder, keys.redis_folder_bytes(key)], args=[key, data, self._limit_bytes])
-        if not is_put:
-            raise StoreFull(
-                f"A redis:// store takes {self._limit_bytes / 2**20:.0f} MiB of inputs or results a job; this "
-                "one needs more. Name object storage or a shared folder with --store (s3://..., file://...).",
-                limit_bytes=self._limit_bytes,
-            )
-
-    def create(self, key: str, data: bytes) -> bool:
-        """Write an object unless the key is taken."""
-        with self._reaching():
-            is_new = bool(self._redis.hsetnx(keys.redis_folder(key), key, cast("str", data)))
-            if is_new:
-                self._redis.incrby(keys.redis_folder_bytes(key), len(data))
-        return is_new
-
-    def get(self, key: str) -> bytes:
-        """Read an object."""
-        with self._reaching():
-            data = self._redis.hget(keys.redis_folder(key), key)
-        if data is None:
-            raise DamagedObject(f"{key} is missing in {self.url}.", key=key)
-        return cast("bytes", data)
-
-    def delete(self, key: str) -> None:
-        """Remove an object."""
-        folder = keys.redis_folder(key)
-        with self._reaching():
-            size = self._redis.hstrlen(folder, key)
-            if self._redis.hdel(folder, key):
-                self._redis.decrby(keys.redis_folder_bytes(key), size)
-
-    @contextmanager
-    def _reaching(self) -> Iterator[None]:
-        try:
-            yield
-        except redis.RedisError as exc:
-            raise StoreUnavailable(f"The store {self.url} failed: {first_line(exc)}") from exc
