@@ -21,22 +21,29 @@ error     string                          why there is no vector; null where the
 kept      string                          as in the input
 ========= =============================== =================================================
 
-A table is stored as one Arrow IPC file, so a torn object has no footer and cannot be read as a whole one.
+A table is stored as one Arrow IPC file, so a torn object has no footer and cannot be read as a whole one. The schema's
+metadata holds a hash of the content, ``penstock.content``, so that an altered object is noticed without the ledger.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tasks.errors import DamagedObject
 from tasks.messages import VectorDtype
 
 if TYPE_CHECKING:
     from tasks.ports import Encoded
+
+#: Where a table's metadata holds the hash of its content.
+CONTENT = "penstock.content"
 
 
 def input_table(
@@ -80,9 +87,12 @@ def encode_result(inputs: pa.Table, encoded: Encoded, dtype: VectorDtype) -> pa.
 
 
 def to_bytes(table: pa.Table, metadata: Mapping[str, str] | None = None) -> bytes:
-    """Serialise a table as one Arrow IPC file, with string metadata in its schema."""
-    if metadata:
-        table = table.replace_schema_metadata(dict(metadata))
+    """Serialise a table as one Arrow IPC file, with string metadata and the content's hash in its schema.
+
+    The same table and metadata give the same bytes.
+    """
+    table = table.replace_schema_metadata(dict(metadata or {}))
+    table = table.replace_schema_metadata({**metadata_of(table), CONTENT: content_hash(table)})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
@@ -90,7 +100,7 @@ def to_bytes(table: pa.Table, metadata: Mapping[str, str] | None = None) -> byte
 
 
 def from_bytes(data: bytes, name: str) -> pa.Table:
-    """Read a table back.
+    """Read a table back whose bytes are known to be right.
 
     Args:
         data: the bytes of one Arrow IPC file.
@@ -105,11 +115,82 @@ def from_bytes(data: bytes, name: str) -> pa.Table:
         raise DamagedObject(f"{name} is damaged: {len(data)} bytes that are no whole Arrow file.", key=name) from exc
 
 
+def read_whole(data: bytes, name: str) -> pa.Table:
+    """Read a table back whose bytes may have suffered, and compare its content with its hash.
+
+    Raises:
+        DamagedObject: the bytes are torn or altered.
+    """
+    table = from_bytes(data, name)
+    try:
+        table.validate(full=True)  # offsets that lead out of the bytes would end the process later on
+        found = content_hash(table)
+        is_whole = metadata_of(table).get(CONTENT, found) == found  # the first release wrote no hash
+    except (pa.ArrowException, ValueError) as exc:
+        raise DamagedObject(f"{name} is damaged: {len(data)} bytes that make no sense.", key=name) from exc
+    if not is_whole:
+        raise DamagedObject(f"{name} is damaged: its content is not what was written.", key=name)
+    return table
+
+
+def read_input(data: bytes, name: str) -> pa.Table:
+    """Read a chunk input back.
+
+    Raises:
+        DamagedObject: it is not what the client wrote; the line says what to do.
+    """
+    try:
+        return read_whole(data, name)
+    except DamagedObject as exc:
+        line = f"{exc} Only the corpus has these rows: submit it again."
+        raise DamagedObject(line, **exc.data) from exc
+
+
+def metadata_of(table: pa.Table) -> dict[str, str]:
+    """Return the strings in a table's schema."""
+    return {name.decode(): value.decode() for name, value in (table.schema.metadata or {}).items()}
+
+
+def content_hash(table: pa.Table) -> str:
+    """Return 32 hex digits of what a table holds, however it lies in memory.
+
+    SHA-256 over its metadata, and over name, type, nulls, lengths of texts and values of each column.
+    """
+    metadata = {name: value for name, value in metadata_of(table).items() if name != CONTENT}
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        digest.update(f"{name} {column.type} {len(column)};".encode())
+        _hash_array(digest, _one_array(column))
+    return digest.hexdigest()[:32]
+
+
+def _hash_array(digest: hashlib._Hash, array: pa.Array) -> None:
+    digest.update(array.is_null().to_numpy(zero_copy_only=False).tobytes())
+    if pa.types.is_fixed_size_list(array.type):
+        _hash_array(digest, array.flatten())  # without what lies under nulls
+        return
+    array = array.drop_null()
+    if pa.types.is_string(array.type):
+        digest.update(pc.binary_length(array).to_numpy(zero_copy_only=False).tobytes())
+        digest.update(_text_bytes(array))
+    elif pa.types.is_primitive(array.type):
+        digest.update(array.to_numpy(zero_copy_only=False).tobytes())
+    else:
+        raise ValueError(f"a column of type {array.type}")
+
+
+def _text_bytes(array: pa.Array) -> memoryview:
+    """Return the bytes of all texts of an array, one after the other."""
+    _, offsets, data = array.buffers()
+    if data is None or not len(array):
+        return memoryview(b"")
+    ends = np.frombuffer(offsets, np.int32)[array.offset : array.offset + len(array) + 1]
+    return memoryview(data)[ends[0] : ends[-1]]
+
+
 def vectors_of(table: pa.Table) -> np.ndarray:
     """Return the vectors of a result table as (n_rows, dim), NaN in rows with an error."""
-    column = table["vector"].combine_chunks()
-    if isinstance(column, pa.ChunkedArray):  # an empty table has no chunk to combine
-        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+    column = _one_array(table["vector"])
     dim = column.type.list_size
     flat = column.values.slice(column.offset * dim, len(column) * dim).to_numpy(zero_copy_only=False)
     vectors = flat.reshape(len(column), dim)
@@ -117,3 +198,8 @@ def vectors_of(table: pa.Table) -> np.ndarray:
         vectors = vectors.copy()
         vectors[column.is_null().to_numpy(zero_copy_only=False)] = np.nan
     return vectors  # type: ignore[no-any-return]
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    """Return a column as one array, without copying where it is one already."""
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
