@@ -5,6 +5,7 @@
     PenstockError
     ├── Transient                 worth trying again
     │   ├── BrokerUnavailable     the broker cannot be reached            exit 3
+    │   │   └── BrokerFull        it has no memory left; waited for without limit
     │   ├── StoreUnavailable      the store cannot be reached             exit 3
     │   └── EngineBroken          the device or model no longer computes  exit 1
     └── Permanent                 reported once, never retried
@@ -68,6 +69,10 @@ class BrokerUnavailable(Transient):
     """The broker does not answer. Check that Redis or Valkey runs and that --broker names it."""
 
     exit_code = 3
+
+
+class BrokerFull(BrokerUnavailable):
+    """The broker has no memory left. Raise its maxmemory, or make room with `penstock remove`."""
 
 
 class StoreUnavailable(Transient):

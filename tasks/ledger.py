@@ -17,7 +17,7 @@ import redis
 
 from tasks import keys
 from tasks.broker import redact
-from tasks.errors import BrokerUnavailable, UnknownJob
+from tasks.errors import BrokerFull, BrokerUnavailable, UnknownJob
 from tasks.journal import Journal, Span
 from tasks.messages import JOB_ID_PATTERN, JobSpec, Receipt
 from tasks.records import JobStatus, Lease, Recorded, Refusal, read_record, read_status, write_record
@@ -145,27 +145,20 @@ class Ledger:
         return cast("str", self._run("end", spec, state, reason))
 
     def retry(self, spec: JobSpec, damaged: Iterable[int] = ()) -> tuple[str, int, list[int]]:
-        """Reopen what failed, and chunks whose results are damaged.
+        """Reopen what failed, or the chunks named here, whose results are damaged.
 
         Returns the state before, how many recorded chunks were reopened, and the tickets to publish.
         """
         state, chunks, *tickets = self._run("retry", spec, *damaged)
         return state, chunks, tickets
 
+    def withdraw(self, spec: JobSpec) -> bool:
+        """Let nothing but its removal happen to a job that is over. False: it is not over."""
+        return self._take_off("withdraw", spec)
+
     def remove(self, spec: JobSpec) -> bool:
         """Forget a job that is over, with all that belongs to it. False: it is not over."""
-        with self.reaching():
-            return bool(
-                self._steps["remove"](
-                    keys=[
-                        *keys.step_keys(spec.job, spec.queue),
-                        keys.JOBS,
-                        keys.submission(spec.key),
-                        keys.refusals(spec.job),
-                    ],
-                    args=[spec.job],
-                )
-            )
+        return self._take_off("remove", spec)
 
     # -- recovering ------------------------------------------------------------------------------------------------
 
@@ -219,6 +212,12 @@ class Ledger:
         with self.reaching():
             return int(cast("str", self.redis.hget(keys.job(job), "announced") or "0"))
 
+    def now_ms(self) -> int:
+        """Return the broker's time, by which all times of the ledger are."""
+        with self.reaching():
+            seconds, microseconds = cast("tuple[int, int]", self.redis.time())
+        return seconds * 1000 + microseconds // 1000
+
     def jobs(self) -> list[str]:
         """Return all job ids, oldest first."""
         with self.reaching():
@@ -242,6 +241,11 @@ class Ledger:
         """Return the recorded chunks with error rows, in order."""
         with self.reaching():
             return sorted(int(chunk) for chunk in cast("set[str]", self.redis.smembers(keys.failed(job))))
+
+    def waiting_tickets(self, queue: str) -> int:
+        """Return how many tickets wait in a queue."""
+        with self.reaching():
+            return self.redis.llen(queue)
 
     def leases(self, spec: JobSpec) -> list[tuple[int, int]]:
         """Return chunk and token of every lease of a job, lapsed ones included."""
@@ -268,6 +272,11 @@ class Ledger:
     def _step(self, step: str, spec: JobSpec, *args: str | float) -> Any:
         return self._steps[step](keys=keys.step_keys(spec.job, spec.queue), args=list(args))
 
+    def _take_off(self, step: str, spec: JobSpec) -> bool:
+        names = [*keys.step_keys(spec.job, spec.queue), keys.JOBS, keys.submission(spec.key), keys.refusals(spec.job)]
+        with self.reaching():
+            return bool(self._steps[step](keys=names, args=[spec.job]))
+
     @contextmanager
     def reaching(self) -> Iterator[None]:
         """Turn faults of the broker into BrokerUnavailable: it is away, or full, or a replica for the moment."""
@@ -287,6 +296,11 @@ class Ledger:
             is_passing = isinstance(exc, (redis.OutOfMemoryError, redis.ReadOnlyError))
             if not is_passing and not _PASSING.search(str(exc)):
                 raise
+            if isinstance(exc, redis.OutOfMemoryError) or "OOM" in str(exc):
+                raise BrokerFull(
+                    f"The broker at {self.where} is full. Raise its maxmemory, or make room: `penstock remove "
+                    "--ended-before 7d`. Work goes on when there is room."
+                ) from exc
             raise BrokerUnavailable(f"The broker at {self.where} takes no writes: {exc}") from exc
 
 

@@ -62,6 +62,7 @@ class JobStatus:
         rows: rows announced so far; all of them once it is sealed.
         chunks: the sealed total, or what is announced so far.
         recorded: chunks with a result.
+        finished_ms: when it ended, by the broker's time; 0 while it is not over.
         work_s: seconds from the first chunk taken to the last receipt.
         seconds: seconds per stage, summed over slots.
         kept_types: type of each kept field, known once the job is sealed.
@@ -83,6 +84,7 @@ class JobStatus:
     dim: int
     weights: str
     created_ms: int
+    finished_ms: int
     work_s: float
     seconds: dict[str, float]
     kept_types: dict[str, str]
@@ -98,7 +100,7 @@ class JobStatus:
         if self.state == "failed":
             raise JobFailed(f"Job {job} failed: {self.reason}", job=job)
         if self.state == "cancelled":
-            raise JobFailed(f"Job {job} was cancelled.", job=job)
+            raise JobFailed(f"Job {job} was cancelled{f' ({self.reason})' if self.reason else ''}.", job=job)
 
 
 def write_record(token: int, receipt: Receipt) -> str:
@@ -138,6 +140,7 @@ def read_status(spec: JobSpec, fields: dict[str, str]) -> JobStatus:
         dim=number("dim"),
         weights=fields.get("weights", ""),
         created_ms=number("created_ms"),
+        finished_ms=number("finished_ms"),
         work_s=max(0, number("last_record_ms") - number("first_claim_ms")) / 1000,
         seconds={stage: float(fields.get(f"{stage}_s", "0")) for stage in ("read", "tokenise", "model", "write")},
         kept_types=json.loads(fields.get("kept_types", "{}")),

@@ -61,9 +61,11 @@ local function next_tickets()
 end
 
 local function finish(state, reason)
+  -- First what takes no memory: a full server refuses the first write that may take some, and none after it. So a job
+  -- can be cancelled to make room.
+  redis.call('SREM', active, get('id'))
   redis.call('HSET', job, 'state', state, 'finished_ms', text(now))
   if reason then redis.call('HSET', job, 'reason', reason) end
-  redis.call('SREM', active, get('id'))
 end
 
 local function finish_when_complete()
@@ -259,22 +261,22 @@ end
 return get('state')
 """
 
-#: ARGV chunk...: reopens what failed in a job that ended: chunks with error rows, those named here (their results are
-#: damaged), and whatever was still open. Returns {state before, recorded chunks reopened, ticket...}.
+#: ARGV chunk...: reopens chunks of a job that ended: those named here, whose results are damaged, or else those with
+#: error rows; and whatever was still open. Returns {state before, recorded chunks reopened, ticket...}.
 RETRY = """
 local state = get('state')
 if state ~= 'done' and state ~= 'failed' or not get('total') then return {state or 'unknown', 0} end
-for _, chunk in ipairs(ARGV) do redis.call('SADD', failed, chunk) end
 local reopened = 0
-for _, chunk in ipairs(redis.call('SMEMBERS', failed)) do
+for _, chunk in ipairs(#ARGV > 0 and ARGV or redis.call('SMEMBERS', failed)) do
   local note = redis.call('HGET', done, chunk)
   if note and not redis.call('ZSCORE', open, chunk) then
     count_record(note, -1)
     redis.call('ZADD', open, text(now), chunk)
     reopened = reopened + 1
   end
+  redis.call('SREM', failed, chunk)
 end
-redis.call('DEL', failed, attempts, journal)
+redis.call('DEL', attempts, journal)
 redis.call('HDEL', job, 'reason', 'finished_ms')
 redis.call('HSET', job, 'state', 'running')
 redis.call('SADD', active, get('id'))
@@ -305,6 +307,18 @@ finish_when_complete()
 return next_tickets()
 """
 
+#: ARGV job: nothing will ask for this job any more but its removal: it counts as cancelled, and no submission finds it.
+#: Deletes first, so that a full server lets it through. Returns 1, or 0 if the job is not over.
+WITHDRAW = """
+if is_live() then return 0 end
+redis.call('DEL', open, leases, attempts, journal)
+if redis.call('GET', KEYS[10]) == ARGV[1] then redis.call('DEL', KEYS[10]) end
+if redis.call('EXISTS', job) == 1 then
+  redis.call('HSET', job, 'state', 'cancelled', 'reason', 'it is being removed')
+end
+return 1
+"""
+
 #: Forgets a job with all that belongs to it. Returns 1, or 0 if it is not over.
 REMOVE = """
 if is_live() then return 0 end
@@ -333,6 +347,7 @@ STEPS = {
         "retry": RETRY,
         "adopt": ADOPT,
         "open_gate": OPEN_GATE,
+        "withdraw": WITHDRAW,
         "remove": REMOVE,
     }.items()
 }

@@ -636,6 +636,75 @@ class LedgerContract:
         assert desk.ledger.retry(desk.spec) == ("failed", 0, [])
         assert desk.status.state == "failed"
 
+    def test_a_chunk_whose_result_is_damaged_is_reopened_alone(self, desk):
+        """Chunks with error rows stay as they are, and are still known as such."""
+        desk.announce(0, 1, 2)
+        desk.seal(3)
+        desk.do(0, 1)
+        desk.do(2, failed_rows=3)
+        old = desk.ledger.recorded(desk.spec.job, 1, 1)
+        assert desk.ledger.retry(desk.spec, [1]) == ("done", 1, [1])
+        assert (desk.status.state, desk.status.recorded, desk.status.failed_rows) == ("running", 2, 3)
+        assert desk.ledger.recorded(desk.spec.job, 1, 1) == old
+        desk.do(1)
+        assert (desk.status.state, desk.status.rows_done, desk.status.failed_rows) == ("done", 30, 3)
+        assert desk.ledger.recorded(desk.spec.job, 1, 1) != old
+        assert desk.ledger.failed_chunks(desk.spec.job) == [2]
+
+    def test_a_damaged_chunk_with_error_rows_is_counted_once(self, desk):
+        """Its new result says which rows fail now."""
+        desk.announce(0, 1)
+        desk.seal(2)
+        desk.do(0, 1, failed_rows=3)
+        desk.ledger.retry(desk.spec, [1])
+        assert (desk.status.failed_rows, desk.ledger.failed_chunks(desk.spec.job)) == (3, [0])
+        desk.do(1)
+        assert (desk.status.failed_rows, desk.ledger.failed_chunks(desk.spec.job)) == (3, [0])
+
+    # -- removing --------------------------------------------------------------------------------------------
+
+    def test_only_a_job_that_is_over_is_removed(self, desk):
+        """Slots may be at work on the others."""
+        desk.announce(0)
+        before = desk.snapshot()
+        assert (desk.ledger.withdraw(desk.spec), desk.ledger.remove(desk.spec)) == (False, False)
+        assert desk.snapshot() == before
+
+    def test_a_job_that_is_being_removed_counts_as_cancelled(self, desk):
+        """A removal that was interrupted leaves nothing that anybody would continue, collect or retry."""
+        desk.announce(0)
+        desk.seal(1)
+        desk.do(0, failed_rows=1)
+        assert desk.ledger.withdraw(desk.spec)
+        assert desk.ledger.withdraw(desk.spec)
+        assert (desk.status.state, desk.status.reason) == ("cancelled", "it is being removed")
+        assert desk.status.finished_ms
+        assert desk.ledger.find(desk.spec.key) is None
+        assert desk.ledger.retry(desk.spec) == ("cancelled", 0, [])
+
+    def test_a_removed_job_leaves_nothing(self, desk):
+        """Neither its keys nor its name, and a second removal brings nothing back."""
+        desk.announce(0)
+        desk.seal(1)
+        desk.do(0, failed_rows=1)
+        desk.ledger.refuse(desk.spec, "node/0", "why")
+        assert desk.ledger.withdraw(desk.spec)
+        for _ in range(2):
+            assert desk.ledger.remove(desk.spec)
+            assert desk.ledger.redis.keys("*") == []
+            assert desk.ledger.withdraw(desk.spec)
+        with pytest.raises(UnknownJob):
+            desk.ledger.status(desk.spec.job)
+
+    def test_the_removal_of_an_old_job_leaves_the_key_to_the_new_one(self, desk, make_spec):
+        """The same command has begun anew meanwhile."""
+        desk.end("cancelled")
+        second = make_spec(key=desk.spec.key)
+        Desk(desk.ledger, second).create()
+        assert desk.ledger.withdraw(desk.spec)
+        assert desk.ledger.remove(desk.spec)
+        assert desk.ledger.find(desk.spec.key) == second
+
     # -- replays ---------------------------------------------------------------------------------------------
 
     @pytest.mark.parametrize(

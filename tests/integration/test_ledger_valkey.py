@@ -8,7 +8,7 @@ from redis import ResponseError
 
 from tasks import broker, keys
 from tasks import ledger as ledger_module
-from tasks.errors import BrokerUnavailable
+from tasks.errors import BrokerFull, BrokerUnavailable
 from tasks.ledger import Lease, Ledger
 from tests.contracts.desk import Desk
 from tests.contracts.history import HISTORIES, play
@@ -67,11 +67,25 @@ def test_a_server_that_is_full_is_a_passing_fault(ledger, make_spec):
     ledger.redis.config_set("maxmemory", 1)
     try:
         for call in (lambda: desk.announce(1), lambda: desk.take(0), lambda: ledger.workforce.report(slot_status())):
-            with pytest.raises(BrokerUnavailable, match=r"takes no writes: .*maxmemory"):
+            with pytest.raises(BrokerFull, match=r"is full\. Raise its maxmemory"):
                 call()
     finally:
         ledger.redis.config_set("maxmemory", 0)
     assert desk.announce(1) == [1]
+
+
+def test_jobs_can_be_ended_and_removed_on_a_full_server(ledger, make_spec):
+    """Nothing else makes room."""
+    desk = Desk(ledger, make_spec()).create()
+    desk.announce(0)
+    ledger.redis.config_set("maxmemory", 1)
+    try:
+        assert desk.end("cancelled") == "cancelled"
+        assert ledger.withdraw(desk.spec)
+        assert ledger.remove(desk.spec)
+    finally:
+        ledger.redis.config_set("maxmemory", 0)
+    assert ledger.jobs() == []
 
 
 def test_a_replica_is_a_passing_fault(ledger, make_spec):

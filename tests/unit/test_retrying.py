@@ -3,7 +3,7 @@
 import pytest
 
 from tasks import retrying
-from tasks.errors import BrokerUnavailable, DamagedObject, StoreUnavailable
+from tasks.errors import BrokerFull, BrokerUnavailable, DamagedObject, StoreUnavailable
 from tasks.retrying import FIRST_PAUSE_S, LONGEST_PAUSE_S, retry_transient
 
 
@@ -93,3 +93,23 @@ def test_a_retry_is_logged_as_a_warning(clock, caplog):
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
     assert "fault 2" in caplog.messages[1]
     assert caplog.records[0].action == "retry"
+
+
+def test_a_full_broker_is_waited_for_without_limit_and_said_once(clock, caplog):
+    """Whoever gave up would lose work that only needs room; its owner reads what to do."""
+    assert retry_transient(failing(200, BrokerFull("is full")), for_s=1) == 201
+    assert caplog.messages == ["Waiting for room: is full"]
+    assert clock.now_s > 500
+
+
+def test_patience_with_other_faults_begins_when_there_is_room(clock):
+    """A broker that goes away after it was full gets its whole time."""
+    faults = [*[BrokerFull("is full")] * 20, *[BrokerUnavailable("gone")] * 100]
+
+    def call():
+        raise faults.pop(0)
+
+    with pytest.raises(BrokerUnavailable, match="gone"):
+        retry_transient(call, for_s=30)
+    full_s = sum(clock.pauses_s[:20])
+    assert full_s + 20 < clock.now_s <= full_s + 30
