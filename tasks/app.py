@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from tasks import delivery
 from tasks.chunk import run_chunk
-from tasks.errors import EngineBroken
+from tasks.endings import EXIT_ENGINE_BROKEN
+from tasks.errors import EngineBroken, Transient
 from tasks.messages import Ticket, explain
 from tasks.settings import Settings
 from tasks.slot import Slot
@@ -68,4 +69,7 @@ def encode(job: str, chunk: int, version: int = 0) -> str:
         return run_chunk(installed.slot, ticket)
     except EngineBroken as exc:
         log.error("Slot ends: %s", exc, extra={"action": "end"})  # noqa: TRY400 - the reason is known
-        os._exit(1)  # the node replaces this process, and with it the engine
+        os._exit(EXIT_ENGINE_BROKEN)  # the node replaces this process, and with it the engine
+    except Transient as exc:  # the chunk's lease lapses, or was never taken; its ticket comes again
+        log.warning("Ticket left to the ledger: %s", exc, extra={"action": "leave"})
+        return "left: broker or store away"

@@ -10,6 +10,7 @@ import json
 import logging
 import time
 import zlib
+from collections.abc import Sequence
 from importlib.metadata import version
 
 import numpy as np
@@ -17,18 +18,17 @@ import pyarrow as pa
 
 from tasks import keys, tables
 from tasks.errors import EngineBroken, Permanent, Transient, place_of
+from tasks.isolation import LeaseLost, encode_bisecting, encode_in_probation, error_rows
+from tasks.journal import Span
 from tasks.messages import Receipt, Ticket, VectorDtype
 from tasks.ports import Encoded
 from tasks.records import Lease, Refusal
-from tasks.retrying import retry_transient
 from tasks.slot import Slot
 
 log = logging.getLogger(__name__)
 
 #: The release that writes a result; looked up once, because it is read from disk.
 RELEASE = version("penstock")
-#: Seconds that a slot goes on trying to reach broker or store before it gives its chunk back. Its work is lost then.
-PATIENCE_S = 120.0
 #: Seconds after which a chunk that this slot could not do is offered again, and for which a slot rests that will not
 #: do a job.
 AGAIN_S = 2.0
@@ -36,15 +36,14 @@ AGAIN_S = 2.0
 
 def run_chunk(slot: Slot, ticket: Ticket) -> str:
     """Do what a ticket asks for, if there is still need. Returns the outcome in a word or two, for logs and Flower."""
-    answer = retry_transient(
+    answer = slot.patiently(
         lambda: slot.ledger.claim(
             ticket.job,
             ticket.chunk,
             queue=slot.status.queue,
             slot=slot.status.slot,
             lease_s=slot.settings.lease_s,
-        ),
-        for_s=PATIENCE_S,
+        )
     )
     if isinstance(answer, Refusal):
         log.debug("Ticket void", extra={"action": "void", "job": ticket.job, "why": answer.why})
@@ -79,7 +78,7 @@ def _other_weights(slot: Slot, pinned: str) -> str:
 def _refuse(slot: Slot, lease: Lease, reason: str) -> str:
     """Note by name that this slot will not do the job, and leave the chunk to others."""
     log.warning("Job refused: %s", reason, extra={"action": "refuse", "job": lease.job})
-    retry_transient(lambda: slot.ledger.refuse(lease.spec, slot.status.slot, reason), for_s=PATIENCE_S)
+    slot.patiently(lambda: slot.ledger.refuse(lease.spec, slot.status.slot, reason))
     _give_back(slot, lease)
     # Otherwise this slot, which is always idle, would take nearly every ticket from those that can do the job.
     time.sleep(AGAIN_S)
@@ -97,8 +96,10 @@ def _work(slot: Slot, lease: Lease) -> str:
         # It would fail in the same way everywhere.
         log.error("Job failed: %s", exc, extra={"action": "fail", **fields})  # noqa: TRY400 - the reason is known
         reason = str(exc)
-        retry_transient(lambda: slot.ledger.end(lease.spec, "failed", reason), for_s=PATIENCE_S)
+        slot.patiently(lambda: slot.ledger.end(lease.spec, "failed", reason))
         return "failed"
+    except LeaseLost:
+        return "lease lost"
     except EngineBroken as exc:
         _give_back(slot, lease, blame=str(exc))
         raise
@@ -111,9 +112,7 @@ def _work(slot: Slot, lease: Lease) -> str:
         log.error("Chunk failed: %s", place_of(exc), extra={"action": "free", **fields})  # noqa: TRY400 - see place_of
         _give_back(slot, lease, blame=place_of(exc), delay_s=AGAIN_S)
         return "attempt failed"
-    if receipt is None:
-        return "lease lost"
-    outcome, released = retry_transient(lambda: slot.ledger.record(lease, receipt), for_s=PATIENCE_S)
+    outcome, released = slot.patiently(lambda: slot.ledger.record(lease, receipt))
     if outcome == "weights":  # another slot began the job while this one was at work
         return _refuse(slot, lease, _other_weights(slot, slot.ledger.status(lease.job).weights))
     slot.publish(lease.spec, released)
@@ -132,24 +131,25 @@ def _give_back(slot: Slot, lease: Lease, *, blame: str = "", delay_s: float = 0.
     slot.publish(lease.spec, released)
 
 
-def _produce(slot: Slot, lease: Lease) -> Receipt | None:
-    """Read, run and write a chunk. Returns its receipt, or None if the lease was lost on the way."""
+def _produce(slot: Slot, lease: Lease) -> Receipt:
+    """Read, run and write a chunk. Returns its receipt.
+
+    Raises:
+        LeaseLost: the chunk is another slot's by now, or its job ended.
+    """
     started = time.perf_counter()
     path = keys.input_path(lease.job, lease.chunk)
-    inputs = tables.from_bytes(retry_transient(lambda: slot.store.get(path), for_s=PATIENCE_S), path)
+    inputs = tables.from_bytes(slot.patiently(lambda: slot.store.get(path)), path)
     read_s = time.perf_counter() - started
-    if lease.attempts > slot.settings.max_attempts:
-        encoded = _given_up(slot, lease, inputs.num_rows)
-    else:
-        encoded = slot.encoder.encode(inputs["text"].to_pylist(), lease.spec.options)
-        _drop_overflows(encoded, lease.spec.options.vector_dtype)
+    encoded = _encode(slot, lease, inputs["text"].to_pylist())
+    _drop_overflows(encoded, lease.spec.options.vector_dtype)
     if slot.pulse.has_lost_lease:
-        return None
+        raise LeaseLost
     started = time.perf_counter()
     receipt = _receipt(slot, encoded, read_s)
     data = _result_bytes(slot, lease, inputs, encoded, receipt)
     target = keys.result_path(lease.job, lease.chunk, lease.token)
-    retry_transient(lambda: slot.store.put(target, data), for_s=PATIENCE_S)
+    slot.patiently(lambda: slot.store.put(target, data))
     return receipt.model_copy(
         update={
             "write_s": time.perf_counter() - started,
@@ -159,22 +159,33 @@ def _produce(slot: Slot, lease: Lease) -> Receipt | None:
     )
 
 
+def _encode(slot: Slot, lease: Lease, texts: list[str]) -> Encoded:
+    """Encode a chunk, carefully if earlier attempts at it failed, or give it up."""
+    options = lease.spec.options
+    dim = slot.encoder.dim(options)
+
+    def encode(rows: Sequence[str]) -> Encoded:
+        with slot.limits.rows(sum(map(len, rows))):
+            return slot.encoder.encode(rows, options, slot.limits.batch)
+
+    def note(rows: Span) -> bool:
+        return slot.patiently(lambda: slot.ledger.journal(lease, lease.journal, rows))
+
+    if lease.attempts > slot.settings.max_attempts:
+        log.error("Chunk given up", extra={"action": "give up", "job": lease.job, "chunk": lease.chunk})
+        tries = f"{lease.attempts - 1} attempt{'s' * (lease.attempts > 2)}"  # noqa: PLR2004 - plural
+        last = f", the last so: {lease.journal.why}" if lease.journal.why else ""
+        return error_rows([f"given up: {tries} at its chunk ended without a result{last}"] * len(texts), dim)
+    if lease.attempts > 1:
+        return encode_in_probation(encode, texts, dim, lease.journal, note)
+    return encode_bisecting(encode, texts, dim)
+
+
 def _drop_overflows(encoded: Encoded, dtype: VectorDtype) -> None:
     """Make rows whose numbers the stored type cannot hold error rows, rather than store infinities."""
     for i in np.flatnonzero(np.abs(encoded.vectors).max(axis=1) > np.finfo(dtype).max):
         encoded.errors[i] = f"a number of the vector does not fit into {dtype}; use --vector-dtype float32"
         encoded.vectors[i] = 0.0
-
-
-def _given_up(slot: Slot, lease: Lease, n_rows: int) -> Encoded:
-    tries = f"{lease.attempts - 1} attempt{'s' * (lease.attempts > 2)}"  # noqa: PLR2004 - plural
-    log.error("Chunk given up", extra={"action": "give up", "job": lease.job, "chunk": lease.chunk})
-    return Encoded(
-        vectors=np.zeros((n_rows, slot.encoder.dim(lease.spec.options)), np.float32),
-        n_tokens=np.zeros(n_rows, np.int32),
-        truncated=np.zeros(n_rows, bool),
-        errors=[f"given up: {tries} at its chunk ended without a result"] * n_rows,
-    )
 
 
 def _receipt(slot: Slot, encoded: Encoded, read_s: float) -> Receipt:

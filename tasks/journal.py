@@ -10,6 +10,7 @@ alone, and the row alone again, because a process may also end for reasons of it
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 #: Rows from the first up to, not including, the second.
@@ -29,44 +30,59 @@ class Journal:
         suspects: the rows that were at work when the last process ended.
         strikes: processes that ended while the one suspect was at work alone.
         condemned: row -> how the last process ended that it took along.
+        why: how the last attempt ended, if its chunk may be to blame.
     """
 
     suspects: Span | None = None
     strikes: int = 0
     condemned: dict[int, str] = field(default_factory=dict)
+    why: str = ""
 
     @classmethod
     def read(cls, learned: str, now: str, why: str) -> Journal:
         """Read the ledger's notes: what was learned, the rows at work when the last attempt ended, and how it ended."""
-        journal = cls()
-        if learned:
-            suspects, strikes, condemned = json.loads(learned)
-            journal = cls(
-                tuple(suspects) if suspects else None, strikes, {int(row): how for row, how in condemned.items()}
-            )
+        suspects, strikes, condemned = json.loads(learned or "[null, 0, {}]")
+        journal = cls(
+            suspects=(suspects[0], suspects[1]) if suspects else None,
+            strikes=strikes,
+            condemned={int(row): how for row, how in condemned.items()},
+            why=why,
+        )
         if not now:
             return journal
         first, _, stop = now.partition(" ")
-        return journal._after((int(first), int(stop)), why or "it ended without a word")
+        return journal._after((int(first), int(stop)))
 
     def dump(self) -> str:
         """Write what was learned, for the ledger."""
         return json.dumps([self.suspects, self.strikes, self.condemned], separators=(",", ":"))
 
     def groups(self, n_rows: int) -> list[Span]:
-        """Return the groups in which a chunk in probation goes to work, the suspects first."""
+        """Return the groups in which a chunk in probation goes to work: the suspects first, the condemned never."""
         first, stop = self.suspects or (0, 0)
         first, stop = min(first, n_rows), min(stop, n_rows)
-        return [*_split(first, stop), *_split(0, first), *_split(stop, n_rows)]
+        groups = [*_split(first, stop), *_split(0, first), *_split(stop, n_rows)]
+        return [part for group in groups for part in self._acquitted(group)]
 
-    def _after(self, rows: Span, why: str) -> Journal:
+    def _after(self, rows: Span) -> Journal:
+        """Return what is known after a process ended with these rows at work."""
         first, stop = rows
         if stop - first > 1:
             return replace(self, suspects=rows, strikes=0)
         strikes = self.strikes + 1 if rows == self.suspects else 1
         if strikes < STRIKES:
             return replace(self, suspects=rows, strikes=strikes)
-        return Journal(condemned={**self.condemned, first: why})
+        return replace(self, suspects=None, strikes=0, condemned={**self.condemned, first: self.why})
+
+    def _acquitted(self, group: Span) -> Iterator[Span]:
+        """Yield the parts of a group that lie between condemned rows."""
+        first, stop = group
+        for row in sorted(row for row in self.condemned if first <= row < stop):
+            if first < row:
+                yield first, row
+            first = row + 1
+        if first < stop:
+            yield first, stop
 
 
 def _split(first: int, stop: int) -> list[Span]:

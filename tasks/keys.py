@@ -20,6 +20,8 @@ penstock:job:J:failed   set    recorded chunks with error rows       for ever le
 penstock:job:J:refusals hash   slot -> why it will not do this job   for ever slot         client
 penstock:slots          zset   slot -> time (ms) it was last seen    60 s     slot         client, node
 penstock:slot:S         hash   who the slot is and what it does      60 s     slot         client, node
+penstock:drained        set    nodes that are to take no more        for ever client       client, node
+                               tickets
 penstock:store:FOLDER   hash   objects of a redis:// store           for ever client, slot client, slot
 penstock:size:FOLDER    string bytes in that folder                  for ever client, slot client, slot
 penstock:reconciler     string the process that reconciles just now  seconds  node, client node, client
@@ -41,6 +43,7 @@ from __future__ import annotations
 JOBS = "penstock:jobs"
 ACTIVE = "penstock:active"
 SLOTS = "penstock:slots"
+DRAINED = "penstock:drained"
 RECONCILER = "penstock:reconciler"
 
 STORE_ID = "penstock-store-id"

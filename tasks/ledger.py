@@ -215,7 +215,7 @@ class Ledger:
     def now_ms(self) -> int:
         """Return the broker's time, by which all times of the ledger are."""
         with self.reaching():
-            seconds, microseconds = cast("tuple[int, int]", self.redis.time())
+            seconds, microseconds = self.redis.time()
         return seconds * 1000 + microseconds // 1000
 
     def jobs(self) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -47,5 +47,17 @@ class Encoder(Protocol):
     def dim(self, options: EncodeOptions) -> int:
         """Return the length of a vector under these options."""
 
-    def encode(self, texts: Sequence[str], options: EncodeOptions) -> Encoded:
-        """Encode texts in their order. A row that fails alone is an error row, never an exception."""
+    def encode(
+        self, texts: Sequence[str], options: EncodeOptions, on_batch: Callable[[int], None] = lambda _: None
+    ) -> Encoded:
+        """Encode texts in their order.
+
+        Args:
+            texts: n of them.
+            options: how.
+            on_batch: called before each batch with its tokens, padding included: the time limits start from there.
+
+        Raises:
+            EngineBroken: the engine fails on everything.
+            Exception: a row cannot be encoded; the caller finds out which.
+        """

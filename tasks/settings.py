@@ -65,7 +65,16 @@ class Settings(BaseSettings):
         2.0, description="How often nodes and waiting clients look for lost tickets and lapsed leases."
     )
     max_attempts: Annotated[int, Field(ge=1)] = Field(
-        3, description="Claims of a chunk without a result, after which it is finished with error rows."
+        10, description="Attempts at a chunk that end with their process, after which all its rows are error rows."
+    )
+    stall_s: Annotated[float, Field(gt=0)] = Field(
+        60.0,
+        description="Seconds that a batch or chunk may take in any case; more only as far as 20 times what the slot's "
+        "measured pace lets expect. A slot over its limit is replaced.",
+    )
+    grace_s: Annotated[float, Field(ge=0)] = Field(
+        25.0,
+        description="Seconds that a worker that is told to stop gets to finish its chunks; then they are handed back.",
     )
     redis_store_limit_bytes: Annotated[int, Field(ge=1)] = Field(
         64 * MIB, description="Bytes of a job that a redis:// store takes at most, inputs and results each."

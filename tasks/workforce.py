@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from tasks import keys
@@ -25,8 +25,8 @@ class SlotStatus:
         pid: its process on ``host``.
         device: ``cpu``, ``cuda:0``, ...
         model: the model as people write it; ``queue`` is what it consumes.
-        state: loading, ready or failed.
-        error: why it failed.
+        state: loading, ready, drained (ready, but its node takes no more tickets) or failed.
+        error: why it failed, or what it cannot reach at present.
         claim: ``JOB CHUNK TOKEN`` of the lease that it holds, or empty.
         chunks: chunks done since its start; ``tokens`` likewise.
         tokens_per_s: of the last chunk.
@@ -75,6 +75,11 @@ class Workforce:
             pipe.zrem(keys.SLOTS, slot)
             pipe.execute()
 
+    def drain(self, node: str) -> None:
+        """Ask a node to take no more tickets. It stays so until it ends."""
+        with self._ledger.reaching():
+            self._ledger.redis.sadd(keys.DRAINED, node)
+
     def slots(self, *, queue: str = "") -> list[SlotStatus]:
         """Return the slots that reported lately, of one queue if named."""
         with self._ledger.reaching():
@@ -89,13 +94,17 @@ class Workforce:
             now_ms = self._now_ms()
             with self._ledger.redis.pipeline(transaction=False) as pipe:
                 pipe.zmscore(keys.SLOTS, list(names))
+                pipe.smembers(keys.DRAINED)
                 for name in names:
                     pipe.hgetall(keys.slot(name))
-                seen, *hashes = pipe.execute()
-        return [
+                seen, drained, *hashes = pipe.execute()
+        found = [
             _slot_status(fields, max(0.0, now_ms - (at_ms or 0)) / 1000)
             for at_ms, fields in zip(seen, hashes, strict=True)
             if fields
+        ]
+        return [
+            replace(slot, state="drained") if slot.node in drained and slot.state == "ready" else slot for slot in found
         ]
 
     def _now_ms(self) -> int:

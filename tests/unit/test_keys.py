@@ -84,6 +84,7 @@ def test_a_job_leaves_only_keys_of_the_table(fake_ledger, make_spec):
 
     desk = Desk(fake_ledger, make_spec(job="encode-0001", key="abc"), gate=2).create()
     fake_ledger.workforce.report(slot_status())
+    fake_ledger.workforce.drain("node")
     fake_ledger.may_reconcile("node", 60)
     fake_ledger.refuse(desk.spec, "node/0", "why")
     fake_ledger.redis.rpush(desk.spec.queue, "ticket")

@@ -1,13 +1,20 @@
 """A deterministic engine without a model: vectors from hashes, tokens are words. For tests and for measuring penstock.
 
-``--model fake`` or ``--model fake:dim=64,limit=256,ms_per_row=5``.
+``--model fake`` or ``--model fake:dim=64,limit=256,ms_per_row=5,load_s=10``. With ``faults=1``, a text that begins with
+the name of a fault does it to the process: ``!raise``, ``!exit``, ``!segfault``, ``!kill`` (as the kernel does when
+memory runs out), ``!memory``, ``!hang``, ``!freeze`` (a hang that holds the interpreter's lock).
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import os
+import re
+import signal
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -16,7 +23,7 @@ from tasks.messages import EncodeOptions
 from tasks.ports import Encoded
 from workers.batching import plan_batches
 
-_DEFAULTS = {"dim": 32.0, "limit": 256.0, "ms_per_row": 0.0}
+_DEFAULTS = {"dim": 32.0, "limit": 256.0, "ms_per_row": 0.0, "load_s": 0.0, "faults": 0.0}
 
 
 class FakeEncoder:
@@ -32,12 +39,15 @@ class FakeEncoder:
                 values = {}
             if values.keys() != _DEFAULTS.keys():
                 raise ModelNotFound(f"--model {name}: options are {', '.join(_DEFAULTS)}, as in fake:dim=64.")
-        if not (1 <= values["dim"] < 2**20 and 1 <= values["limit"] < 2**31 and values["ms_per_row"] >= 0):
+        is_limited = 1 <= values["dim"] < 2**20 and 1 <= values["limit"] < 2**31
+        if not (is_limited and values["ms_per_row"] >= 0 and 0 <= values["load_s"] < 2**20):
             raise ModelNotFound(f"--model {name}: a number is out of its range.")
         self._dim, self._limit = int(values["dim"]), int(values["limit"])
         self._row_s = values["ms_per_row"] / 1000
+        self._has_faults = bool(values["faults"])
         self._max_batch_tokens = max_batch_tokens
         self.weights = f"fake-{self._dim}-{self._limit}"
+        time.sleep(values["load_s"])
 
     def check(self, options: EncodeOptions) -> str | None:
         """Refuse what the fake model has not."""
@@ -51,25 +61,35 @@ class FakeEncoder:
         """Return the length of a vector."""
         return options.truncate_dim or self._dim
 
-    def encode(self, texts: Sequence[str], options: EncodeOptions) -> Encoded:
+    def encode(
+        self, texts: Sequence[str], options: EncodeOptions, on_batch: Callable[[int], None] = lambda _: None
+    ) -> Encoded:
         """Hash each text's words as far as the limit goes."""
         started = time.perf_counter()
         limit = min(options.max_tokens or self._limit, self._limit)
         words = [((options.prompt or "") + text).split() for text in texts]
         n_tokens = np.array([min(len(row), limit) for row in words], np.int32)  # (n,)
         tokenised = time.perf_counter()
-        vectors = np.stack([self._vector(" ".join(row[:limit])) for row in words])  # (n, dim)
+        vectors = np.zeros((len(texts), self._dim), np.float32)
+        padded_tokens = 0
+        for rows in plan_batches(n_tokens, self._max_batch_tokens):
+            batch_tokens = int(n_tokens[rows].max()) * len(rows)
+            on_batch(batch_tokens)
+            for i in rows:
+                if self._has_faults:
+                    _do_fault(texts[i])
+                vectors[i] = self._vector(" ".join(words[i][:limit]))
+            time.sleep(self._row_s * len(rows))
+            padded_tokens += batch_tokens
         vectors = vectors[:, : self.dim(options)]
         if options.normalize:
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        time.sleep(self._row_s * len(texts))
-        batches = plan_batches(n_tokens, self._max_batch_tokens)
         return Encoded(
             vectors=vectors,
             n_tokens=n_tokens,
             truncated=np.array([len(row) > limit for row in words]),
             errors=[None] * len(texts),
-            padded_tokens=sum(int(n_tokens[rows].max()) * len(rows) for rows in batches),
+            padded_tokens=padded_tokens,
             tokenise_s=tokenised - started,
             model_s=time.perf_counter() - tokenised,
         )
@@ -77,3 +97,22 @@ class FakeEncoder:
     def _vector(self, text: str) -> np.ndarray:
         raw = hashlib.shake_128(text.encode()).digest(4 * self._dim)
         return (np.frombuffer(raw, "<u4").astype(np.float64) / 2**31 - 1).astype(np.float32)
+
+
+def _do_fault(text: str) -> None:
+    """Do to this process what a text asks for."""
+    fault = text.partition(" ")[0]
+    if fault == "!raise":
+        raise RuntimeError("a row asked for this")
+    if fault == "!memory":
+        np.ones(2**60, np.uint8)
+    if fault == "!exit":
+        os._exit(3)
+    if fault == "!segfault":
+        ctypes.string_at(0)
+    if fault == "!kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if fault == "!hang":
+        time.sleep(sys.maxsize // 2**32)
+    if fault == "!freeze":
+        re.match(r"(a*)*b", "a" * 64)

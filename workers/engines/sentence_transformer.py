@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,7 +76,9 @@ class SentenceTransformerEncoder:
         """Return the length of a vector."""
         return options.truncate_dim or self._dim
 
-    def encode(self, texts: Sequence[str], options: EncodeOptions) -> Encoded:
+    def encode(
+        self, texts: Sequence[str], options: EncodeOptions, on_batch: Callable[[int], None] = lambda _: None
+    ) -> Encoded:
         """Encode texts in their order."""
         started = time.perf_counter()
         prompt = self._model._resolve_prompt(options.prompt, options.prompt_name)  # noqa: SLF001 - ST's own rule
@@ -90,6 +92,7 @@ class SentenceTransformerEncoder:
         )
         started = time.perf_counter()
         for batch in plan_batches(prepared.lengths, self._max_batch_tokens):
+            on_batch(len(batch) * int(prepared.lengths[batch].max()))
             self._run(batch, prepared, options, result)
         result.model_s = time.perf_counter() - started
         return result

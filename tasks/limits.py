@@ -1,0 +1,119 @@
+"""Time limits that nobody has to guess: a piece of work may take so many times what the pace so far lets expect.
+
+Two paces are measured in each slot: bytes of text of the rows that go to the engine together, and padded tokens of a
+batch. A thread looks at both; when one is over its limit, the process ends, its node replaces it, and the chunk is
+treated like one that killed its process (tasks/journal.py). A hang that does not even let that thread run (it holds the
+interpreter's lock) silences the slot's pulse too, and the node ends it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from tasks.endings import EXIT_OVERDUE
+
+log = logging.getLogger(__name__)
+
+#: How many times the expected duration a piece of work may take: machines are shared, and texts differ.
+FACTOR = 20.0
+#: How many times ``stall_s`` it may take while no pace is known: a first batch may compile kernels.
+UNMEASURED = 10.0
+#: Weight of the newest measurement in the pace.
+NEWEST = 0.2
+
+
+class Pace:
+    """How fast one kind of work goes, and when the present piece of it is overdue."""
+
+    def __init__(self, what: str, stall_s: float) -> None:
+        self.what = what
+        self._stall_s = stall_s
+        self._per_s: float | None = None
+        self._piece: tuple[float, float] | None = None
+
+    def begin(self, amount: float) -> None:
+        """Start a piece of work."""
+        self._piece = amount, time.monotonic()
+
+    def end(self) -> None:
+        """Finish the piece, and learn from it."""
+        if self._piece is None:
+            return
+        (amount, started), self._piece = self._piece, None
+        per_s = amount / max(time.monotonic() - started, 1e-6)
+        self._per_s = per_s if self._per_s is None else (1 - NEWEST) * self._per_s + NEWEST * per_s
+
+    def drop(self) -> None:
+        """Forget the piece: it was not finished."""
+        self._piece = None
+
+    def limit_s(self, amount: float) -> float:
+        """Return how long a piece of this size may take."""
+        if self._per_s is None:
+            return UNMEASURED * self._stall_s
+        return max(self._stall_s, FACTOR * amount / max(self._per_s, 1e-9))
+
+    def overdue(self) -> str | None:
+        """Say that the present piece takes too long, or return None."""
+        piece = self._piece
+        if piece is None:
+            return None
+        amount, started = piece
+        limit_s = self.limit_s(amount)
+        if time.monotonic() - started <= limit_s:
+            return None
+        return f"{amount:,.0f} {self.what} take longer than {limit_s:,.0f} s"
+
+
+class TimeLimits:
+    """The time limits of one slot.
+
+    Args:
+        stall_s: seconds that a piece of work may take in any case.
+        end: called with the reason when a piece is overdue; it ends the process.
+    """
+
+    def __init__(self, stall_s: float, end: Callable[[str], None] | None = None) -> None:
+        self._stall_s = stall_s
+        self._end = end or _end_process
+        self._rows = Pace("bytes of text", stall_s)
+        self._batch = Pace("tokens in a batch", stall_s)
+
+    def start(self) -> None:
+        """Watch from a thread."""
+        threading.Thread(target=self._watch, name="limits", daemon=True).start()
+
+    @contextmanager
+    def rows(self, n_bytes: int) -> Iterator[None]:
+        """Limit the time of what the engine does with rows, tokenising included."""
+        self._rows.begin(n_bytes)
+        try:
+            yield
+            self._batch.end()
+            self._rows.end()
+        finally:
+            self._batch.drop()
+            self._rows.drop()
+
+    def batch(self, padded_tokens: int) -> None:
+        """Note that a batch starts, and with it that the one before has ended."""
+        self._batch.end()
+        self._batch.begin(padded_tokens)
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(min(1.0, self._stall_s / 4))
+            reason = self._batch.overdue() or self._rows.overdue()
+            if reason:
+                self._end(reason)
+                return
+
+
+def _end_process(reason: str) -> None:
+    log.error("Slot ends, its work hangs: %s", reason, extra={"action": "end"})
+    os._exit(EXIT_OVERDUE)

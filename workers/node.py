@@ -1,0 +1,107 @@
+"""The parent of a node's slots, which never imports torch: it takes tickets, buries dead slots and looks after jobs."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import suppress
+from typing import Any
+
+from celery import bootsteps
+from celery.worker import state as worker_state
+
+from tasks import broker, delivery
+from tasks.endings import EXIT_NOT_STARTED
+from tasks.errors import PenstockError
+from tasks.ledger import Ledger
+from tasks.reconciler import reconcile
+from tasks.settings import Settings
+from tasks.workforce import SlotStatus
+from workers.children import Children
+from workers.intake import Intake
+from workers.serving import broker_url, model_spec
+from workers.stopping import Stopping
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two looks of a node at its slots, and once all of them are ready.
+WATCH_S = 0.25
+CALM_WATCH_S = 1.0
+
+
+class Watch(bootsteps.StartStopStep):  # type: ignore[misc]
+    """The node's part in Celery's loop: one look after the other."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def __init__(self, consumer: Any, **options: Any) -> None:
+        super().__init__(consumer, **options)
+        self._settings = Settings.load()
+        self._node = consumer.hostname
+        self._queue = model_spec(self._settings).queue("encode")
+        url = broker_url(self._settings)
+        self._ledger = Ledger(broker.connect(url), url)
+        self._app = delivery.make_app(url)
+        self._names = [f"{self._node}/{index}" for index in range(consumer.controller.concurrency)]
+        self._children = Children(consumer.pool, self._settings.lease_s)
+        self._intake = Intake(consumer, self._queue)
+        self._timer: Any = None
+        self._look_at = 0.0
+
+    def start(self, consumer: Any) -> None:
+        """Begin to look, in the node's own loop."""
+        Stopping(self._settings.grace_s, self._hand_back).install()
+        self._timer = consumer.timer.call_repeatedly(WATCH_S, self._look)
+
+    def stop(self, consumer: Any) -> None:  # noqa: ARG002 - Celery's signature
+        """Stop looking."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        if time.monotonic() < self._look_at:
+            return
+        is_standing = False
+        try:
+            slots = self._ledger.workforce.named(self._names)
+            if len(slots) == len(self._names) and all(slot.state == "ready" for slot in slots):
+                self._look_at = time.monotonic() + CALM_WATCH_S
+            is_standing = self._look_after(slots)
+            reconcile(self._ledger, self._app, who=self._node, every_s=self._settings.reconcile_s)
+        except PenstockError as exc:
+            log.warning("Node could not look after its slots: %s", exc, extra={"action": "watch"})
+            self._children.forget_silence()
+        except Exception:
+            # The timer must go on.
+            log.exception("Node could not look after its slots", extra={"action": "watch"})
+        if is_standing:
+            self._intake.free()
+
+    def _look_after(self, slots: list[SlotStatus]) -> bool:
+        """Do what the slots need. Returns whether the node stands still."""
+        self._children.look()
+        for slot in slots:
+            if slot.state == "failed":
+                log.error("Node ends, its slot %s failed: %s", slot.slot, slot.error, extra={"action": "end"})
+                worker_state.should_stop = EXIT_NOT_STARTED
+                return False
+        self._children.end_silent(slots)
+        for slot, blame in self._children.deaths(slots):
+            log.warning("Slot %s died: %s", slot.slot, blame or "it was ended", extra={"action": "bury"})
+            self._bury(slot, blame)
+        alive = self._children.alive
+        self._intake.adjust([slot for slot in slots if slot.pid in alive])
+        return self._intake.is_standing(slots, self._ledger.waiting_tickets(self._queue))
+
+    def _bury(self, slot: SlotStatus, blame: str) -> None:
+        """Free what a dead slot held, so that nobody waits for its lease to lapse."""
+        freed = self._ledger.bury(slot, blame=blame)
+        if freed:
+            delivery.publish(self._app, *freed)
+
+    def _hand_back(self) -> None:
+        """End the slots; their chunks are not to blame."""
+        self._children.kill()
+        with suppress(PenstockError):
+            for slot in self._ledger.workforce.named(self._names):
+                self._bury(slot, "")
