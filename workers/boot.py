@@ -51,6 +51,8 @@ warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
 def use_our_logs(**_: Any) -> None:
     """Keep Celery from setting its own handlers."""
     log_to_stderr(Settings.load().log_format)
+    # A traceback of the pool's for each slot that dies; the node says in one line what happened.
+    logging.getLogger("celery.worker.request").setLevel(logging.CRITICAL)
 
 
 @worker_process_init.connect
