@@ -1,0 +1,109 @@
+"""Processes that die or stand still: at random moments, between two steps, for longer than their lease."""
+
+from __future__ import annotations
+
+import re
+import signal
+import threading
+
+from tests.faults.accounting import FLAWLESS
+from tests.faults.conftest import by_size
+from tests.faults.proxy import Link, Trap, Verdict
+from tests.faults.rig import Rig, now, send, wait_until
+from tests.faults.steps import evalsha
+
+
+def test_the_reconciler_brings_back_a_chunk_whose_ticket_died_with_its_node(rig: Rig) -> None:
+    """The node is killed at the very moment when the broker's BRPOP gave it a ticket: the message is gone for good."""
+    for _ in range(by_size(1, 10)):
+        rig.stop_workers()
+        victim = rig.start_worker(slots=1)
+        rig.start_worker(slots=1)
+        taken = []
+
+        def kill(link: Link, data: bytes, victim: int = victim.pid, taken: list[int] = taken) -> Verdict:
+            if rig.owner(link).pid != victim:
+                return Verdict.PASS
+            taken.append(int(re.findall(rb'"encode-[0-9a-f]+:([0-9]+)"', data)[0]))
+            return rig.kill_owner(link)
+
+        trap = rig.proxy.set(Trap(b"BRPOP", kill, reply=b"penstock.encode", times=None))
+        job = rig.submit(400)
+        wait_until(lambda victim=victim: victim.poll() is not None, "the node is killed")
+        since = now()
+        rig.proxy.traps.remove(trap)
+        wait_until(lambda job=job, taken=taken: rig.is_recorded(job, taken[0]), "its chunk is done")
+        assert rig.settle("node killed on the reply of BRPOP", job, recoveries_s=[now() - since]) == FLAWLESS
+
+
+def test_a_chunk_longer_than_all_time_limits_runs_once(rig: Rig) -> None:
+    """One chunk takes longer than the lease and, in the long version, than every timeout of the broker's clients."""
+    ms_per_row = by_size(700, 6000)
+    model = f"fake:ms_per_row={ms_per_row}"
+    rig.need_worker(model, slots=2)
+    job = rig.submit(10, model)
+    attempts = set()
+
+    def is_over() -> bool:
+        attempts.add(rig.attempts(job, 0))
+        return rig.ledger.status(job).is_over
+
+    wait_until(is_over, "the chunk is done")
+    assert attempts <= {0, 1}
+    assert rig.settle("one chunk longer than its lease", job) == FLAWLESS
+    assert rig.server.redis.hget(f"penstock:job:{job}", "fence")
+
+
+def test_a_slot_that_wakes_up_after_its_lease_records_nothing(rig: Rig) -> None:
+    """SIGSTOP for longer than the lease, then SIGCONT: another slot finished the chunk, and its result stays."""
+    rig.need_worker()
+    for _ in range(by_size(1, 5)):
+        job = rig.submit(200)
+        rig.wait_for_record(job)
+        slot = rig.working_slot(job)
+        send(slot.pid, signal.SIGSTOP)
+        since = now()
+        chunk = int(rig.ledger.workforce.named([slot.slot])[0].claim.split()[1])
+        wait_until(lambda job=job, chunk=chunk: rig.is_recorded(job, chunk), "another slot finished its chunk")
+        recovery_s = now() - since
+        (record,) = rig.ledger.recorded(job, chunk, 1)
+        send(slot.pid, signal.SIGCONT)
+        assert rig.settle("slot stopped for longer than its lease, then continued", job, recoveries_s=[recovery_s]) == FLAWLESS
+        assert rig.ledger.recorded(job, chunk, 1) == [record]
+        status = rig.ledger.status(job)
+        assert (status.recorded, status.rows_done) == (20, 200)
+
+
+def test_a_record_that_comes_after_another_slots_is_refused(rig: Rig) -> None:
+    """The record of a slot is held up until another slot, after the lease, recorded the same chunk."""
+    rig.need_worker()
+    held: list[tuple[str, int]] = []
+    answers: list[bytes] = []
+    go_on = threading.Event()
+
+    def hold(link: Link, _: bytes) -> Verdict:
+        process = rig.owner(link)
+        process.suspend()  # its pulse, too
+        slot = next(slot for slot in rig.slots() if slot.pid == process.pid)
+        held.append((slot.claim.split()[0], int(slot.claim.split()[1])))
+        go_on.wait()
+        process.resume()
+        rig.proxy.set(Trap(link.request, hear, reply=b""))
+        return Verdict.PASS
+
+    def hear(_: Link, data: bytes) -> Verdict:
+        answers.append(data)
+        return Verdict.PASS
+
+    rig.proxy.set(Trap(evalsha("record"), hold))
+    job = rig.submit(200)
+    wait_until(lambda: held, "a record is held up")
+    try:
+        wait_until(lambda: rig.is_recorded(*held[0]), "another slot recorded the chunk")
+    finally:
+        go_on.set()
+    wait_until(lambda: answers, "the late record is answered")
+    assert b"late" in answers[0] or b"done" in answers[0]  # done: it was the job's last chunk
+    assert rig.settle("record held up until another slot made it", job) == FLAWLESS
+    status = rig.ledger.status(job)
+    assert (status.recorded, status.rows_done) == (20, 200)
