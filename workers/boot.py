@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import time
 import traceback
 import warnings
 from contextlib import suppress
@@ -24,11 +25,12 @@ from celery.signals import setup_logging, worker_init, worker_process_init, work
 from tasks import app as celery_app
 from tasks import broker, delivery, lifeline
 from tasks.errors import PenstockError, Transient
+from tasks.isolation import PROBE
 from tasks.ledger import Ledger
 from tasks.lifeline import LIFELINE_VARIABLE
 from tasks.limits import TimeLimits
 from tasks.logs import log_to_stderr
-from tasks.messages import ModelSpec
+from tasks.messages import EncodeOptions, ModelSpec
 from tasks.pulse import Pulse
 from tasks.retrying import retry_transient
 from tasks.settings import Settings
@@ -40,6 +42,9 @@ from workers.node import Watch
 from workers.serving import broker_url, model_spec
 
 log = logging.getLogger(__name__)
+
+#: Seconds that a new slot leaves its node to bury the one before it; its lease lapses otherwise.
+BURIAL_S = 5.0
 
 celery_app.installed.has_engine = True
 
@@ -80,6 +85,7 @@ def start_slot(sender: str | None = None, **_: Any) -> None:
         store_id="",
         state="loading",
     )
+    _wait_for_burial(ledger, status)
     pulse = Pulse(ledger, settings, status)
     pulse.start()
     try:
@@ -90,6 +96,13 @@ def start_slot(sender: str | None = None, **_: Any) -> None:
         log.error("Slot failed to start: %s", exc, extra={"action": "start"})  # noqa: TRY400 - shown above
         pulse.change(state="failed", error=str(exc) or repr(exc))
         pulse.report()
+
+
+def _wait_for_burial(ledger: Ledger, status: SlotStatus) -> None:
+    """Let the node free what the last process of this name held, before its status is overwritten."""
+    deadline = time.monotonic() + BURIAL_S
+    while time.monotonic() < deadline and ledger.workforce.named([status.slot]):
+        time.sleep(0.05)
 
 
 @worker_process_shutdown.connect
@@ -112,11 +125,13 @@ def _load(settings: Settings, spec: ModelSpec, ledger: Ledger, pulse: Pulse) -> 
     from workers.engines import load_encoder
 
     encoder = load_encoder(spec, device, budget)
+    limits = TimeLimits(settings.stall_s)
+    with limits.rows(len(PROBE)):  # so that a first pace is known
+        encoder.encode([PROBE], EncodeOptions(), limits.batch)
+    limits.start()
     pulse.change(state="ready")
     pulse.report()
     log.info("Slot %s ready: %s", pulse.status.slot, spec, extra={"action": "ready"})
-    limits = TimeLimits(settings.stall_s)
-    limits.start()
     return Slot(settings, ledger, store, delivery.make_app(url), encoder, pulse, limits)
 
 

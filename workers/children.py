@@ -32,11 +32,18 @@ class Children:
         self._processes: dict[int, Any] = {}
         self._silent_since: dict[int, float] = {}
         self._silenced: set[int] = set()
+        self._seen_alive: set[int] = set()
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether a process ended or came since the last look."""
+        return self.alive != self._seen_alive
 
     def look(self) -> None:
         """Take note of the processes that there are, so that their exit statuses are known later."""
         for process in self._members():
             self._processes.setdefault(process.pid, process)
+        self._seen_alive = self.alive
 
     @property
     def alive(self) -> set[int]:

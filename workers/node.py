@@ -59,7 +59,7 @@ class Watch(bootsteps.StartStopStep):  # type: ignore[misc]
             self._timer.cancel()
 
     def _look(self) -> None:
-        if time.monotonic() < self._look_at:
+        if time.monotonic() < self._look_at and not self._children.has_changed:
             return
         is_standing = False
         try:
