@@ -40,10 +40,15 @@ class Children:
         return self.alive != self._seen_alive
 
     def look(self) -> None:
-        """Take note of the processes that there are, so that their exit statuses are known later."""
+        """Take note of the processes that there are, so that their exit statuses are known later.
+
+        The pool replaces those that ended. By itself it may take 5 s to see that one did.
+        """
         for process in self._members():
             self._processes.setdefault(process.pid, process)
         self._seen_alive = self.alive
+        if len(self._seen_alive) < len(self._members()):
+            self._pool.maintain_pool()
 
     @property
     def alive(self) -> set[int]:
