@@ -43,7 +43,7 @@ def main() -> int:
         _say(f"{spec} on {plan.device}, {slots}, broker {url}")
     if len(plans) == 1:
         arguments = _command(plans[0])
-        os.execve(arguments[0], arguments, {**os.environ, **plans[0].environment()})  # noqa: S606
+        os.execve(arguments[0], arguments, _environment(plans[0]))  # noqa: S606
     return _supervise(plans)
 
 
@@ -54,6 +54,12 @@ def _command(plan: NodePlan) -> list[str]:
         *("--pool", "prefork", "--concurrency", str(plan.slots), "--hostname", name),
         *("--loglevel", "WARNING", "--without-gossip", "--without-mingle"),
     ]
+
+
+def _environment(plan: NodePlan) -> dict[str, str]:
+    # A node that hands its chunks back at once leaves the pool's semaphores to their tracker, which warns of them.
+    quiet = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore::UserWarning:billiard.semaphore_tracker"]))
+    return {**os.environ, **plan.environment(), "PYTHONWARNINGS": quiet}
 
 
 class _Child:
@@ -70,7 +76,7 @@ class _Child:
         return self.process.poll() == EXIT_NOT_STARTED
 
     def start(self) -> None:
-        environment = {**os.environ, **self.plan.environment(), LIFELINE_VARIABLE: "1"}
+        environment = {**_environment(self.plan), LIFELINE_VARIABLE: "1"}
         self.process = subprocess.Popen(_command(self.plan), env=environment, stdin=subprocess.PIPE)
         self.started = time.monotonic()
         self.restart_at = 0.0

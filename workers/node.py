@@ -47,6 +47,7 @@ class Watch(bootsteps.StartStopStep):  # type: ignore[misc]
         self._intake = Intake(consumer, self._queue)
         self._timer: Any = None
         self._look_at = 0.0
+        self._is_ending = False
 
     def start(self, consumer: Any) -> None:
         """Begin to look, in the node's own loop."""
@@ -59,7 +60,8 @@ class Watch(bootsteps.StartStopStep):  # type: ignore[misc]
             self._timer.cancel()
 
     def _look(self) -> None:
-        if time.monotonic() < self._look_at and not self._children.has_changed:
+        is_calm = time.monotonic() < self._look_at and not self._children.has_changed
+        if is_calm or self._is_ending:
             return
         is_standing = False
         try:
@@ -101,6 +103,7 @@ class Watch(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def _hand_back(self) -> None:
         """End the slots; their chunks are not to blame."""
+        self._is_ending = True
         self._children.kill()
         with suppress(PenstockError):
             for slot in self._ledger.workforce.named(self._names):

@@ -19,6 +19,8 @@ import pytest
 import tests.conftest
 from producer.embedded import EmbeddedServer
 from producer.runs import Run
+from tasks import broker
+from tasks.ledger import Ledger
 
 #: Seconds that anything in these tests may take before it counts as hung.
 PATIENCE_S = 90.0
@@ -136,6 +138,14 @@ class Cluster:
         worker = self.shell.start("worker", "--model", model, "--devices", "cpu", "--processes-per-device", processes)
         wait_until(lambda: len(self.slots()) >= before + processes, "the slots are ready")
         return worker
+
+    def ledger(self) -> Ledger:
+        """Return the broker's ledger."""
+        return Ledger(broker.connect(self.server.url), self.server.url)
+
+    def processes(self) -> list[psutil.Process]:
+        """Return the processes of the ready slots."""
+        return [psutil.Process(slot["pid"]) for slot in self.slots()]
 
     def slots(self) -> list[dict[str, Any]]:
         """Return the ready slots."""
