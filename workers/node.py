@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from celery import bootsteps
+from celery.signals import worker_shutdown
 from celery.worker import state as worker_state
 
 from tasks import broker, delivery
@@ -52,6 +53,7 @@ class Watch(bootsteps.StartStopStep):  # type: ignore[misc]
     def start(self, consumer: Any) -> None:
         """Begin to look, in the node's own loop."""
         Stopping(self._settings.grace_s, self._hand_back).install()
+        worker_shutdown.connect(self._free_all)
         self._timer = consumer.timer.call_repeatedly(WATCH_S, self._look)
 
     def stop(self, consumer: Any) -> None:  # noqa: ARG002 - Celery's signature
@@ -105,6 +107,10 @@ class Watch(bootsteps.StartStopStep):  # type: ignore[misc]
         """End the slots; their chunks are not to blame."""
         self._is_ending = True
         self._children.kill()
+        self._free_all()
+
+    def _free_all(self, **_: Any) -> None:
+        """Free what slots hold that ended with this node. Those that ended in peace have struck themselves off."""
         with suppress(PenstockError):
             for slot in self._ledger.workforce.named(self._names):
                 self._bury(slot, "")
