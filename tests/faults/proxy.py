@@ -85,9 +85,15 @@ class Link:
         self._client.shutdown(socket.SHUT_WR)
         return Verdict.DROP
 
-    def tear(self, data: bytes) -> Verdict:
+    def tear_answer(self, data: bytes) -> Verdict:
         """Pass the first half of an answer, and reset."""
         self._client.sendall(data[: len(data) // 2])
+        return Verdict.CUT
+
+    def tear_request(self, data: bytes) -> Verdict:
+        """Pass the first half of a request, and reset."""
+        if self._server:
+            self._server.sendall(data[: len(data) // 2])
         return Verdict.CUT
 
     def carry(self) -> None:
