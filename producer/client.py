@@ -5,26 +5,27 @@ from __future__ import annotations
 import importlib.util
 import logging
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
 from pydantic import ValidationError
 
-from producer.chunking import Chunk, KeptTypes, cut_chunks
-from producer.corpus import Corpus, job_key, read_corpus
-from producer.embedded import EmbeddedServer, EmbeddedWorkers
+from producer.chunking import Chunk
+from producer.corpus import Corpus, Opened, job_key, read_corpus
+from producer.embedded import EmbeddedServer
+from producer.embedded_workers import EmbeddedWorkers
 from producer.job import Job
-from producer.rows import Row
 from producer.runs import Run
-from producer.submission import submit
+from producer.submission import PATIENCE_S, submit
 from producer.writers import check_kept
 from tasks import broker, delivery, weights
-from tasks.errors import BadInput, JobRefused, StoreFull, Transient, UsageError
+from tasks.errors import BadInput, JobRefused, Permanent, StoreFull, Transient, UsageError
 from tasks.ledger import Ledger
 from tasks.messages import EncodeOptions, JobSpec, ModelSpec, OnError, explain, new_job_id
 from tasks.reconciler import reconcile
+from tasks.retrying import retry_transient
 from tasks.settings import Settings
 from tasks.store import open_store, store_id
 from tasks.workforce import SlotStatus
@@ -143,16 +144,27 @@ class Client:
         weights.locate(spec)
         if spec.engine != "fake" and importlib.util.find_spec("torch") is None:
             raise UsageError("This machine has no torch for local workers: pip install 'penstock[worker]'.")
-        # Whatever is leased here was held by slots of an earlier owner of this run, which ended with it. That is no
-        # fault of the chunks, and nobody needs to wait for the leases to lapse.
+        self._bury_slots()  # those of an earlier owner of this run
+        changes = {"model": model, "workers": workers or self.settings.workers}
+        settings = self.settings.model_copy(update=changes)
+        self._workers = EmbeddedWorkers(
+            self.run, settings, bury=lambda: retry_transient(self._bury_slots, for_s=PATIENCE_S)
+        )
+
+    def _bury_slots(self) -> int:
+        """Strike off local slots that ended together, and free what they held.
+
+        That is no fault of the chunks, and nobody needs to wait for the leases to lapse. Returns the chunks done.
+        """
         for slot in self.ledger.workforce.slots():
             self.ledger.workforce.forget(slot.slot)
+        done = 0
         for job in self.ledger.active_jobs():
-            held = self.ledger.spec(job)
-            for chunk, token in self.ledger.leases(held):
-                delivery.publish(self.app, held, self.ledger.free(held, chunk, token))
-        changes = {"model": model, "workers": workers or self.settings.workers}
-        self._workers = EmbeddedWorkers(self.run, self.settings.model_copy(update=changes))
+            status = self.ledger.status(job)
+            done += status.recorded
+            for chunk, token in self.ledger.leases(status.spec):
+                delivery.publish(self.app, status.spec, self.ledger.free(status.spec, chunk, token))
+        return done
 
     @property
     def is_embedded(self) -> bool:
@@ -176,9 +188,13 @@ class Client:
         keep_fields: Sequence[str] = (),
         on_error: OnError = "keep",
         name: str = "",
+        new: bool = False,
         **options: Any,
     ) -> Job:
         """Submit a corpus and return its job once all of it is in the store.
+
+        A job that was made of the same files with the same options, and did not fail, is continued instead. It is
+        known by their paths, sizes and times of change; an iterable is never continued.
 
         Args:
             corpus: a path, glob or URL, several of them in a list, or any iterable of strings, mappings or
@@ -189,80 +205,92 @@ class Client:
             keep_fields: fields that are carried to the results.
             on_error: ``keep`` error rows or ``fail`` the job.
             name: what the job is called.
+            new: make a new job in any case.
             options: fields of ``EncodeOptions``: normalize, truncate_dim, prompt, prompt_name, max_tokens,
                 vector_dtype.
 
         Raises:
             BadInput: a record cannot be read.
-            UsageError: an option is wrong.
+            UsageError: an option is wrong, or the input is not what an unfinished submission began with.
         """
         opened = read_corpus(corpus, text_field=text_field, id_field=id_field, keep_fields=tuple(keep_fields))
         spec = self.spec(
             model,
             EncodeOptions.of(**options),
+            new=new,
             key=opened.key,
             on_error=on_error,
             name=name,
             keep_fields=tuple(keep_fields),
         )
-        return self.submit(spec, opened.rows)
+        return self.submit(spec, opened)
 
-    def spec(self, model: str | None, options: EncodeOptions, **fields: Any) -> JobSpec:
-        """Return the spec of a new job, or that of the unfinished one with the same key in an embedded run."""
+    def spec(self, model: str | None, options: EncodeOptions, *, new: bool = False, **fields: Any) -> JobSpec:
+        """Return the spec of the job that has the same key, unless it ended without results; else of a new one."""
         chosen = model or self.settings.model
         if chosen is None:
             raise UsageError("No model is named: give --model, PENSTOCK_MODEL or model= .")
         check_kept(fields.get("keep_fields", ()))
         parsed = ModelSpec.parse(chosen)
-        fields["key"] = job_key(fields["key"], self.settings, parsed, options, fields.get("on_error", "keep"))
-        found = self.ledger.find(fields["key"]) if self.is_embedded else None
+        on_error = fields.get("on_error", "keep")
+        fields["key"] = job_key(fields["key"], self.settings, parsed, options, on_error=on_error, store=self.store_id)
+        found = self.ledger.find(fields["key"])
         if found is not None:
-            if self.ledger.status(found.job).state in {"submitting", "running", "done"}:
+            state = self.ledger.status(found.job).state
+            if state in {"submitting", "running", "done"} and not new:
                 return found
-            self.note_collected(found.job)  # it ended without results, and this one takes its place
+            if self.is_embedded:
+                self._replace(found, state)
         try:
             return JobSpec(job=new_job_id(), model=parsed, options=options, store_id=self.store_id, **fields)
         except ValidationError as exc:
             raise UsageError(f"Job: {explain(exc)}.") from exc
 
-    def submit(
-        self,
-        spec: JobSpec,
-        rows: Iterable[Row],
-        on_chunk: Callable[[Chunk], None] = lambda _: None,
-    ) -> Job:
-        """Send the rows of a job and seal it."""
+    def _replace(self, old: JobSpec, state: str) -> None:
+        """Let a new job take the place of an old one in this run; results that are all there stay."""
+        if state != "done":
+            self.ledger.end(old, "cancelled", "another job took its place")
+            self.note_collected(old.job)
+
+    def submit(self, spec: JobSpec, corpus: Opened, on_chunk: Callable[[Chunk], None] = lambda _: None) -> Job:
+        """Send the rows of a job and seal it, as far as that was not done before.
+
+        Whatever ends this early leaves a job that the same call continues, if the corpus can be read again; else it
+        is cancelled.
+        """
         self._check_stores(spec)
         if self.run is not None:
             self.run.note(spec.job, self.settings.store_url)
             self._uncollected.add(spec.job)
         if self.ledger.is_sealed(spec.job):
             return Job(self, spec)
-        kept = KeptTypes(spec.keep_fields)
-        chunks = cut_chunks(
-            kept.watch(rows),
-            chunk_rows=self.settings.chunk_rows,
-            chunk_bytes=self.settings.chunk_bytes,
-            keeps=bool(spec.keep_fields),
-        )
+
+        def look(chunk: Chunk) -> None:
+            self.check_workers()
+            on_chunk(chunk)
+
         try:
-            submit(
-                spec,
-                chunks,
-                kept.resolve,
-                office=(self.ledger, self.store, self.app),
-                settings=self.settings,
-                on_chunk=on_chunk,
-            )
+            office = (self.ledger, self.store, self.app)
+            submit(spec, corpus.rows, office=office, settings=self.settings, on_chunk=look)
         except (BadInput, StoreFull):
             self.note_collected(spec.job)  # there is nothing to come back to
             raise
         except BaseException as exc:
-            if not self.is_embedded:  # an embedded run goes on with the same command
-                with suppress(Transient):
-                    self.ledger.end(spec, "cancelled", f"its submission ended early ({type(exc).__name__})")
+            self._leave(spec, exc, is_repeatable=corpus.is_repeatable)
             raise
         return Job(self, spec)
+
+    def _leave(self, spec: JobSpec, exc: BaseException, *, is_repeatable: bool) -> None:
+        """Leave a job whose submission ended early."""
+        if not is_repeatable and not self.is_embedded:
+            with suppress(Transient):
+                self.ledger.end(spec, "cancelled", f"its submission ended early ({type(exc).__name__})")
+        elif is_repeatable and isinstance(exc, Exception) and not isinstance(exc, Permanent):
+            log.warning(
+                "Not all of job %s is uploaded. The same command goes on; `penstock cancel %s` drops it.",
+                *(spec.job, spec.job),
+                extra={"action": "leave", "job": spec.job},
+            )
 
     def job(self, job: str) -> Job:
         """Return a job by its id.
@@ -294,7 +322,11 @@ class Client:
         reconcile(self.ledger, self.app, who="client", every_s=self.settings.reconcile_s)
 
     def check_workers(self) -> None:
-        """Raise WorkerStopped if the embedded workers ended."""
+        """Start embedded workers again that died.
+
+        Raises:
+            WorkerStopped: they died too often, or cannot start.
+        """
         if self._workers is not None:
             self._workers.check()
 

@@ -3,57 +3,106 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 
 import numpy as np
 import pyarrow as pa
 
+from producer.submission import PATIENCE_S
 from producer.writers import ResultInfo
 from tasks import keys, tables
 from tasks.errors import DamagedObject, JobFailed
 from tasks.ledger import Ledger
 from tasks.records import JobStatus, Recorded
+from tasks.retrying import retry_transient
 from tasks.store import Store, checked
+
+log = logging.getLogger(__name__)
 
 #: Chunks whose records are asked of the ledger at a time.
 PAGE_CHUNKS = 256
 #: Results that are fetched ahead of the one that is written; the memory of collecting is this many chunks.
 AHEAD = 4
+#: Times that one chunk is computed again before its store is taken to be at fault.
+MOST_MENDS = 3
 
 
-def result_tables(ledger: Ledger, store: Store, status: JobStatus) -> Iterator[pa.Table]:
+def result_tables(
+    ledger: Ledger, store: Store, status: JobStatus, compute_again: Callable[[Recorded], Recorded]
+) -> Iterator[pa.Table]:
     """Yield the chunk results of a finished job in the order of its rows.
+
+    Args:
+        ledger: has the job.
+        store: has its results.
+        status: the job's.
+        compute_again: has a chunk done again whose result is missing or not what was recorded.
 
     Raises:
         JobFailed: not every chunk is recorded.
-        DamagedObject: a result is missing or not what was recorded.
+        DamagedObject: a result is damaged however often it is computed.
     """
+    job = status.spec.job
     with ThreadPoolExecutor(AHEAD, thread_name_prefix="collect") as pool:
-        waiting: deque[Future[pa.Table]] = deque()
+        waiting: deque[tuple[Recorded, Future[pa.Table]]] = deque()
+
+        def take() -> pa.Table:
+            record, future = waiting.popleft()
+            try:
+                return future.result()
+            except DamagedObject as exc:
+                return _mend(store, job, record, exc, compute_again)
+
         for record in _records(ledger, status):
-            waiting.append(pool.submit(_fetch, store, status.spec.job, record))
+            waiting.append((record, pool.submit(_fetch, store, job, record)))
             if len(waiting) > AHEAD:
-                yield waiting.popleft().result()
+                yield take()
         while waiting:
-            yield waiting.popleft().result()
+            yield take()
+
+
+def _mend(
+    store: Store, job: str, record: Recorded, flaw: DamagedObject, compute_again: Callable[[Recorded], Recorded]
+) -> pa.Table:
+    """Return the result of a chunk whose stored one is damaged."""
+    for _ in range(MOST_MENDS):
+        log.warning(
+            "A result is damaged, chunk %d is computed again: %s",
+            record.chunk,
+            flaw,
+            extra={"action": "mend", "job": job},
+        )
+        record = compute_again(record)
+        try:
+            return _fetch(store, job, record)
+        except DamagedObject as exc:
+            flaw = exc
+    raise flaw
 
 
 def fetch(ledger: Ledger, store: Store, job: str, chunks: Iterable[int]) -> Iterator[pa.Table]:
-    """Yield the results of single recorded chunks."""
+    """Yield the results of single recorded chunks, but for damaged ones."""
     for chunk in chunks:
         for record in ledger.recorded(job, chunk, 1):
-            yield _fetch(store, job, record)
+            try:
+                yield _fetch(store, job, record)
+            except DamagedObject as exc:
+                log.warning("A result is damaged: %s", exc, extra={"action": "read", "job": job})
 
 
 def _fetch(store: Store, job: str, record: Recorded) -> pa.Table:
     path = keys.result_path(job, record.chunk, record.token)
-    return tables.from_bytes(checked(store, path, record.size_bytes, record.crc32), path)
+    data = retry_transient(lambda: checked(store, path, record.size_bytes, record.crc32), for_s=PATIENCE_S)
+    return tables.from_bytes(data, path)
 
 
 def _records(ledger: Ledger, status: JobStatus) -> Iterator[Recorded]:
+    if status.state == "cancelled":
+        status.raise_for_state()
     job, total = status.spec.job, status.chunks
     if not status.is_sealed or status.recorded < total:
         remedy = {

@@ -47,15 +47,20 @@ class Opened(NamedTuple):
     is_repeatable: bool
 
 
-def job_key(corpus: str, settings: Settings, model: ModelSpec, options: EncodeOptions, on_error: str) -> str:
-    """Return the key of a job: the same for the same corpus, cut in the same way, with the same model and options."""
+def job_key(
+    corpus: str, settings: Settings, model: ModelSpec, options: EncodeOptions, *, on_error: str, store: str
+) -> str:
+    """Return the key of a job.
+
+    The same for the same corpus, cut in the same way, with the same model and options, in the same store.
+    """
     return submission_key(
         [corpus],
         model=model.digest,
         options=options.model_dump(),
         on_error=on_error,
         chunks=[settings.chunk_rows, settings.chunk_bytes],
-        store=settings.store_url,
+        store=store,
     )
 
 

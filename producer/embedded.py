@@ -1,16 +1,17 @@
-"""The embedded default: a private Valkey server and local slots, all children of this process and gone with it."""
+"""The private Valkey server of an embedded run, a child of this process and gone with it."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import importlib.util
+import logging
 import os
 import platform
 import shutil
 import signal
 import subprocess
-import sys
+import threading
 import time
 from pathlib import Path
 from typing import IO
@@ -19,11 +20,13 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from producer.backoff import Backoff
 from producer.runs import Run
 from tasks import lifeline
 from tasks.broker import redis_url
-from tasks.errors import BrokerUnavailable, UsageError, WorkerStopped
-from tasks.settings import Settings
+from tasks.errors import BrokerUnavailable
+
+log = logging.getLogger(__name__)
 
 #: Seconds that the private server gets to answer: it reads its data first.
 START_S = 60.0
@@ -55,13 +58,19 @@ def server_binary() -> str:
 
 
 class EmbeddedServer:
-    """The private server of a run: started here, or attached to if another process runs it."""
+    """The private server of a run: started here, or attached to if another process runs it.
+
+    Its owner starts it again on the same data if it dies, from a thread, and keeps its lock all the while.
+    """
 
     def __init__(self, run: Run) -> None:
         self._run = run
         self.url = f"unix://{run.socket}"
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: IO[str] | None = None
+        self._starting = threading.Lock()
+        self._is_stopping = threading.Event()
+        self._keeper: threading.Thread | None = None
 
     @property
     def is_owner(self) -> bool:
@@ -80,6 +89,11 @@ class EmbeddedServer:
             self._check_patience(deadline)
             if self._lock is None:  # its owner is just starting it, or just ending it
                 self._take_lock_and_spawn()
+        if self._process is not None and self._lock is not None:
+            self._is_stopping.clear()
+            arguments = (self._process, self._lock.fileno())
+            self._keeper = threading.Thread(target=self._keep, args=arguments, name="keeper", daemon=True)
+            self._keeper.start()
 
     def _take_lock_and_spawn(self) -> None:
         lock = (self._run.folder / "lock").open("w")
@@ -106,12 +120,46 @@ class EmbeddedServer:
 
     def stop(self) -> None:
         """End the server if it is ours; its data stays."""
-        if self._process is not None:
-            _cut(self._process)  # its guard lets it write its data out
-            self._process = None
+        self._is_stopping.set()
+        with self._starting:
+            process, self._process = self._process, None
+        if process is not None:
+            cut(process)  # its guard lets it write its data out
+        if self._keeper is not None:
+            self._keeper.join()
+            self._keeper = None
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def _keep(self, process: subprocess.Popen[bytes], lock_fd: int) -> None:
+        """Start the server again whenever it ends, until ``stop``."""
+        backoff = Backoff()
+        while True:
+            started = time.monotonic()
+            process.wait()
+            if self._is_stopping.is_set():
+                return
+            pause_s = backoff.pause_s(time.monotonic() - started)
+            log.warning(
+                "The embedded server ended. Starting it again in %.0f s (log: %s)",
+                *(pause_s, self._server_log),
+                extra={"action": "restart"},
+            )
+            self._is_stopping.wait(pause_s)
+            with self._starting:
+                if self._is_stopping.is_set():
+                    return
+                self._end_orphan()
+                self._process = process = self._spawn(lock_fd)
+
+    def _end_orphan(self) -> None:
+        """End a server that outlived its guard, where the system does not do that: two would spoil the data."""
+        with (
+            redis.Redis.from_url(redis_url(self.url), retry=Retry(NoBackoff(), 0)) as client,
+            contextlib.suppress(redis.RedisError),
+        ):
+            client.shutdown(nosave=True)
 
     def _spawn(self, lock_fd: int) -> subprocess.Popen[bytes]:
         data = self._run.folder / "broker"
@@ -119,7 +167,7 @@ class EmbeddedServer:
         arguments = [
             server_binary(),
             *("--port", "0", "--unixsocket", str(self._run.socket), "--unixsocketperm", "700"),
-            *("--dir", str(data), "--logfile", str(data / "server.log"), "--loglevel", "warning"),
+            *("--dir", str(data), "--logfile", str(self._server_log), "--loglevel", "warning"),
             *("--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
             *("--maxmemory-policy", "noeviction", "--daemonize", "no"),
         ]
@@ -131,54 +179,22 @@ class EmbeddedServer:
             pass_fds=(lock_fd,),
             start_new_session=True,
             umask=0o077,
-            env=_environment(),
+            env=environment(),
         )
+
+    @property
+    def _server_log(self) -> Path:
+        return self._run.folder / "broker" / "server.log"
 
     def _last_words(self) -> str:
         try:
-            lines = (self._run.folder / "broker" / "server.log").read_text(errors="replace").splitlines()
+            lines = self._server_log.read_text(errors="replace").splitlines()
         except OSError:
             lines = []
         return lines[-1] if lines else "it left no log."
 
 
-class EmbeddedWorkers:
-    """The local nodes of a run: one ``python -m workers.launch`` and what it starts."""
-
-    def __init__(self, run: Run, settings: Settings) -> None:
-        self._run = run
-        with run.worker_log.open("ab") as log:
-            self._log_start = log.tell()
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "workers.launch"],
-                env={**_environment(), **settings.environment(), lifeline.LIFELINE_VARIABLE: "1"},
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-
-    def check(self) -> None:
-        """Raise WorkerStopped if the nodes ended, with the last line of their log."""
-        status = self._process.poll()
-        if status is None:
-            return
-        with self._run.worker_log.open("rb") as log:
-            log.seek(self._log_start)
-            lines = log.read().decode(errors="replace").splitlines()
-        said = [line for line in lines if "failed: " in line or line.startswith("penstock worker: ")]
-        how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
-        reason = said[-1].split("failed: ")[-1].removeprefix("penstock worker: ") if status > 0 and said else how
-        if status == UsageError.exit_code:
-            raise UsageError(reason)
-        raise WorkerStopped(f"The embedded workers ended: {reason} (log: {self._run.worker_log})")
-
-    def stop(self) -> None:
-        """Cut the lifeline of nodes and slots. Chunks in work are done again by the next run."""
-        _cut(self._process)
-
-
-def _cut(process: subprocess.Popen[bytes]) -> None:
+def cut(process: subprocess.Popen[bytes]) -> None:
     """End a process by cutting its lifeline; one that hangs is killed with its whole session."""
     if process.stdin is not None:
         process.stdin.close()
@@ -190,6 +206,6 @@ def _cut(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Return our environment without a PYTHONPATH entry or working folder that could shadow `tasks`."""
     return {**os.environ, "PYTHONSAFEPATH": "1"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,9 +14,9 @@ from producer.progress import Progress
 from producer.submission import PATIENCE_S
 from producer.writers import write_results
 from tasks import delivery
-from tasks.errors import JobRefused, UsageError
+from tasks.errors import BrokerFull, JobRefused, UsageError
 from tasks.messages import JobSpec
-from tasks.records import JobStatus
+from tasks.records import JobStatus, Recorded
 from tasks.retrying import retry_transient
 from tasks.workforce import SlotStatus
 
@@ -78,7 +78,7 @@ class Job:
         while True:
             status = retry_transient(self.status, for_s=PATIENCE_S)
             if time.monotonic() >= look_at or status.is_over:
-                slots = retry_transient(self._look, for_s=PATIENCE_S)
+                slots = retry_transient(lambda: self._look(shown), for_s=PATIENCE_S)
                 look_at = time.monotonic() + LOOK_S
             shown.update(status, slots)
             if status.is_over:
@@ -86,23 +86,26 @@ class Job:
                 return status
             self._client.check_workers()
             waited_s = time.monotonic() - started
-            if not slots and waited_s > LONELY_S and not self._client.is_embedded:
+            is_served = any(slot.state != "drained" for slot in slots)
+            if not is_served and waited_s > LONELY_S and not self._client.is_embedded:
                 shown.say_once(f"No live worker serves {self.spec.model}. {self._client.how_to_start(self.spec)}")
             if timeout_s is not None and waited_s > timeout_s:
                 raise TimeoutError(f"Job {self.id} is not over after {timeout_s:g} s.")
             time.sleep(POLL_S)
 
     def results(self) -> Iterator[pa.Table]:
-        """Yield the results chunk by chunk, in the order of the rows."""
-        status = self.status()
-        yield from self._tables(status)
-        self._note_collected(status)
+        """Yield the results chunk by chunk, in the order of the rows.
+
+        A result that is damaged or missing is computed again, here as in ``vectors`` and ``collect``.
+        """
+        yield from self._tables(self.status())
+        self._note_collected()
 
     def vectors(self) -> np.ndarray:
         """Return all vectors (n_rows, dim) in the order of the rows; rows with an error are NaN."""
         status = self.status()
         vectors = collect.stack_vectors(self._tables(status), collect.result_info(status))
-        self._note_collected(status)
+        self._note_collected()
         return vectors
 
     def collect(self, out: str, *, overwrite: bool = False) -> list[str]:
@@ -110,13 +113,12 @@ class Job:
         status = self.status()
         written = write_results(self._tables(status), collect.result_info(status), out, overwrite=overwrite)
         # Only now: until the file has its name, the store holds the only copy.
-        self._note_collected(status)
+        self._note_collected()
         return written
 
     def errors(self, count: int) -> list[dict[str, object]]:
-        """Return row number, id and error of the first rows that failed."""
-        status = self.status()
-        if not status.failed_rows or status.recorded < status.chunks:
+        """Return row number, id and error of the first rows that failed, as far as chunks are done."""
+        if not self.status().failed_rows:
             return []
         self._check_store()
         failed = self._client.ledger.failed_chunks(self.id)[:count]
@@ -140,13 +142,26 @@ class Job:
         delivery.publish(self._client.app, self.spec, tickets)
         return chunks
 
-    def _note_collected(self, status: JobStatus) -> None:
-        if not status.failed_rows:  # failed rows may be retried
+    def _note_collected(self) -> None:
+        if not self.status().failed_rows:  # failed rows may be retried
             self._client.note_collected(self.id)
 
     def _tables(self, status: JobStatus) -> Iterator[pa.Table]:
         self._check_store()
-        return collect.result_tables(self._client.ledger, self._client.store, status)
+        return collect.result_tables(self._client.ledger, self._client.store, status, self._compute_again)
+
+    def _compute_again(self, damaged: Recorded) -> Recorded:
+        """Have a chunk computed again whose result is damaged. Returns its new record."""
+        ledger = self._client.ledger
+        while True:
+            (record,) = ledger.recorded(self.id, damaged.chunk, 1)
+            if record.token != damaged.token:
+                return record
+            # Whoever else collects this job may do the same: the first one reopens the chunk, all wait for it.
+            _, _, tickets = retry_transient(lambda: ledger.retry(self.spec, [damaged.chunk]), for_s=PATIENCE_S)
+            delivery.publish_or_leave(self._client.app, self.spec, tickets)
+            self._client.start_workers(str(self.spec.model))
+            self.follow(Progress(enabled=False))
 
     def _check_store(self) -> None:
         if self.spec.store_id != self._client.store_id:
@@ -156,10 +171,15 @@ class Job:
                 job=self.id,
             )
 
-    def _look(self) -> list[SlotStatus]:
+    def _look(self, shown: Progress) -> list[SlotStatus]:
         slots = self.slots()
         self._check_refusals(slots)
-        self._client.reconcile()
+        for trouble, names in troubles(slots).items():
+            shown.say_once(f"Workers report: {trouble}", detail=f" ({', '.join(names)})")
+        try:
+            self._client.reconcile()
+        except BrokerFull as exc:  # what goes on without a new ticket does so
+            shown.say_once(f"Waiting for room: {exc}")
         return slots
 
     def _check_refusals(self, slots: list[SlotStatus]) -> None:
@@ -167,3 +187,12 @@ class Job:
         if refusals and all(slot.slot in refusals for slot in slots):
             slot, why = next(iter(refusals.items()))
             raise JobRefused(f"No worker takes job {self.id}. {slot}: {why}.", job=self.id)
+
+
+def troubles(slots: Sequence[SlotStatus]) -> dict[str, list[str]]:
+    """Return what slots cannot reach at present, and which ones."""
+    found: dict[str, list[str]] = {}
+    for slot in slots:
+        if slot.error:
+            found.setdefault(slot.error, []).append(slot.slot)
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections import deque
@@ -15,6 +16,8 @@ from rich.progress import Progress as Bar
 
 from tasks.records import JobStatus
 from tasks.workforce import SlotStatus
+
+log = logging.getLogger(__name__)
 
 #: Seconds of the window over which rates are taken.
 WINDOW_S = 30.0
@@ -60,22 +63,25 @@ class Progress:
             self._bar.stop()
 
     def say(self, line: str) -> None:
-        """Write a line above the bar."""
+        """Write a line above the bar; where nothing is shown, to the log."""
         if self._enabled:
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        else:
+            log.warning("%s", line)
 
-    def say_once(self, line: str) -> None:
-        """Write a line that was not written before."""
+    def say_once(self, line: str, *, detail: str = "") -> None:
+        """Write a line that was not written before. Its detail may differ."""
         if line not in self._said:
             self._said.add(line)
-            self.say(line)
+            self.say(line + detail)
 
     def update(self, status: JobStatus, slots: Sequence[SlotStatus]) -> None:
         """Show the state of a job."""
         if not self._enabled:
             return
         ready = sum(slot.state == "ready" for slot in slots)
-        what = "loading model" if slots and not ready and not status.rows_done else status.state
+        is_loading = not ready and not status.rows_done and any(slot.state == "loading" for slot in slots)
+        what = "loading model" if is_loading else status.state
         note = self._note(status, ready)
         if self._bar is not None and self._task is not None:
             total = status.rows if status.is_sealed else None

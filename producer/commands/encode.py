@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -20,7 +20,7 @@ from producer.progress import Progress
 from producer.runs import Run
 from producer.summary import print_summary, summary
 from producer.writers import check_kept, check_out
-from tasks.errors import JobFailed, UsageError
+from tasks.errors import JobFailed, Transient, UnknownJob, UsageError
 from tasks.messages import EncodeOptions, JobSpec, ModelSpec
 from tasks.settings import Settings
 
@@ -106,6 +106,9 @@ def encode(  # noqa: PLR0913 - one parameter an option
         WhenRowFails, typer.Option(help="keep: a failed row is a row with an error. fail: it fails the job.")
     ] = WhenRowFails.keep,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing --out.")] = False,
+    new: Annotated[
+        bool, typer.Option("--new", help="Make a new job, rather than continue that of the same command.")
+    ] = False,
     name: Annotated[str, typer.Option(help="What to call the job.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count and estimate, submit nothing.")] = False,
     broker: shared.Broker = None,
@@ -119,8 +122,9 @@ def encode(  # noqa: PLR0913 - one parameter an option
 ) -> None:
     """Encode a corpus into vectors.
 
-    Without a broker everything runs here: a private server, local workers, a state folder. The same command again
-    goes on where an interrupted one stopped. With a broker, --workers and the workers' own options do not count.
+    Without a broker everything runs here: a private server, local workers, a state folder. With a broker, --workers
+    and the workers' own options do not count. Either way the same command again goes on where an interrupted one
+    stopped.
     """
     started = time.monotonic()
     settings = Settings.load(
@@ -157,11 +161,12 @@ def encode(  # noqa: PLR0913 - one parameter an option
     if dry_run:
         _print_estimate(estimate(corpus.rows, settings, how), as_json=as_json)
         return
-    run = job_key(corpus.key, settings, ModelSpec.parse(settings.model), how, on_error.value)[:16]
+    parsed, fails = ModelSpec.parse(settings.model), on_error.value
+    run = job_key(corpus.key, settings, parsed, how, on_error=fails, store=settings.store_url or "")[:16]
     with _open(settings, run) as client:
         shown_id = None if id_field is None else f"field {id_field!r}"
-        spec = client.spec(settings.model, how, key=corpus.key, on_error=on_error.value, name=name, keep_fields=keep)
-        shared.err.print(f"job: {spec.job}", markup=False)
+        spec = client.spec(settings.model, how, new=new, key=corpus.key, on_error=fails, name=name, keep_fields=keep)
+        _say_which(client, spec)
         job = _submit_and_wait(client, spec, corpus, missing_id=shown_id, detach=detach)
         if job is None:
             _report_detached(client, spec, as_json=as_json)
@@ -208,6 +213,20 @@ def _open(settings: Settings, name: str) -> Iterator[Client]:
         yield client
 
 
+def _say_which(client: Client, spec: JobSpec) -> None:
+    """Print the id of a job, and that it is an older one if it is."""
+    try:
+        status = client.ledger.status(spec.job)
+    except UnknownJob:
+        shared.err.print(f"job: {spec.job}", markup=False)
+        return
+    shared.err.print(
+        f"job: {spec.job} of the same command is continued ({status.state}, {status.rows_done:,} rows done); --new "
+        "starts afresh",
+        markup=False,
+    )
+
+
 def _submit_and_wait(
     client: Client, spec: JobSpec, corpus: Opened, *, missing_id: str | None, detach: bool
 ) -> Job | None:
@@ -218,11 +237,11 @@ def _submit_and_wait(
         def show(chunk: Chunk) -> None:
             nonlocal unnamed
             unnamed += chunk.n_unnamed
-            shown.update_now_and_then(lambda: (client.ledger.status(spec.job), client.live_slots(spec.queue)))
-            client.check_workers()
+            with suppress(Transient):  # what is shown may wait
+                shown.update_now_and_then(lambda: (client.ledger.status(spec.job), client.live_slots(spec.queue)))
 
         try:
-            job = client.submit(spec, corpus.rows, show)
+            job = client.submit(spec, corpus, show)
             if missing_id and unnamed:
                 shown.say(f"penstock: {unnamed:,} rows have no {missing_id}; their ids are row numbers.")
             if detach:
@@ -238,6 +257,11 @@ def _interrupted(client: Client, spec: JobSpec, *, is_repeatable: bool) -> str:
     is_sealed = client.ledger.is_sealed(spec.job)
     if client.is_embedded and is_repeatable:
         return "penstock: interrupted. The same command goes on from here."
+    if is_repeatable and not is_sealed:
+        return (
+            f"penstock: interrupted before all of job {spec.job} was uploaded. The same command goes on from here, "
+            f"`penstock cancel {spec.job}` drops the job."
+        )
     if client.is_embedded and is_sealed:
         return f"penstock: interrupted. `penstock wait {spec.job}` goes on from here, `penstock collect` comes after."
     if client.is_embedded:

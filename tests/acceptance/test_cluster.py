@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 
+from tasks.endings import EXIT_NOT_STARTED
 from tests.acceptance.conftest import PATIENCE_S, Cluster, texts, tree, wait_until
 
 SLOW = "fake:ms_per_row=5"
@@ -56,7 +57,7 @@ def test_killing_a_slot_in_mid_chunk_loses_and_doubles_no_row(cluster: Cluster) 
     corpus = shell.write("corpus.txt", texts(600))
     cluster.start_worker(SLOW)
     shell.run("encode", corpus, "--model", SLOW, "--chunk-rows", 30, "--out", "reference.parquet")
-    job = shell.json("encode", corpus, "--model", SLOW, "--chunk-rows", 30, "--detach")["job"]
+    job = shell.json("encode", corpus, "--new", "--model", SLOW, "--chunk-rows", 30, "--detach")["job"]
     wait_until(lambda: done_chunks(cluster, job) >= 2, "the job is under way")
     victim = next(slot["pid"] for slot in cluster.slots() if slot["claim"])
     psutil.Process(victim).kill()
@@ -74,7 +75,7 @@ def test_killing_the_whole_node_and_starting_another_loses_and_doubles_no_row(cl
     corpus = shell.write("corpus.txt", texts(600))
     worker = cluster.start_worker(SLOW)
     shell.run("encode", corpus, "--model", SLOW, "--chunk-rows", 30, "--out", "reference.parquet")
-    job = shell.json("encode", corpus, "--model", SLOW, "--chunk-rows", 30, "--detach")["job"]
+    job = shell.json("encode", corpus, "--new", "--model", SLOW, "--chunk-rows", 30, "--detach")["job"]
     wait_until(lambda: done_chunks(cluster, job) >= 2, "the job is under way")
     family = tree(worker.pid)
     for process in family:
@@ -189,10 +190,10 @@ def test_without_a_store_a_small_job_lives_in_redis_and_a_large_one_is_refused(c
 
 
 def test_a_worker_whose_model_cannot_be_loaded_ends_with_the_reason(cluster: Cluster) -> None:
-    """Exit code 1, so that a supervisor notices, and one line that says why."""
+    """An exit code of its own, so that a supervisor does not start it again, and one line that says why."""
     worker = cluster.shell.start("worker", "--model", "fake:bad=1", "--devices", "cpu", "--processes-per-device", "1")
     said, _ = worker.communicate(timeout=60)
-    assert worker.returncode == 1, said
+    assert worker.returncode == EXIT_NOT_STARTED, said
     assert "options are dim, limit, ms_per_row" in said
 
 
