@@ -70,6 +70,8 @@ _CONSUME: dict[str, Any] = {
     "worker_cancel_long_running_tasks_on_connection_loss": False,
     "broker_connection_retry_on_startup": True,
     "broker_connection_max_retries": None,
+    # A broker without room answers with an error; Celery would end the node, and with it its models.
+    "broker_channel_error_retry": True,
     # Flower and `penstock workers` see what runs.
     "worker_send_task_events": True,
     "task_track_started": True,

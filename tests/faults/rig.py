@@ -228,7 +228,7 @@ class Rig:
     def say(self) -> str:
         """Return the last lines of all logs."""
         logs = sorted(self.shell.folder.glob("*.log"))
-        return "\n".join(f"--- {log.name}\n" + "\n".join(log.read_text().splitlines()[-30:]) for log in logs)
+        return "\n".join(f"--- {log.name}\n" + "\n".join(log.read_text().splitlines()[-100:]) for log in logs)
 
 
 @contextlib.contextmanager

@@ -43,7 +43,11 @@ class Valkey:
     def connect(self) -> socket.socket:
         """Open a connection, for a proxy."""
         end = socket.socket(socket.AF_UNIX)
-        end.connect(str(self._socket))
+        try:
+            end.connect(str(self._socket))
+        except OSError:
+            end.close()
+            raise
         return end
 
     def kill(self) -> None:

@@ -57,9 +57,14 @@ def block(rig: Rig) -> None:
 
 
 def fill_up(rig: Rig) -> None:
-    """Let the server have no room for a while."""
-    used = rig.server.redis.info("memory")["used_memory"]
-    rig.server.redis.config_set("maxmemory", used - 100_000)
+    """Let the server have no room for a while, from the moment on when a node has taken a ticket."""
+
+    def fill(*_: object) -> Verdict:
+        rig.server.redis.config_set("maxmemory", 1)
+        return Verdict.PASS
+
+    trap = rig.proxy.set(Trap(b"BRPOP", fill, reply=b"penstock.encode"))
+    wait_until(lambda: trap.sprung, "a ticket is taken")
     try:
         time.sleep(by_size(4, 60))
     finally:

@@ -73,12 +73,13 @@ def test_a_node_acknowledges_early_and_takes_nothing_in_advance():
 
 
 def test_a_node_keeps_its_loaded_models():
-    """Children are spawned, get the time to load, and survive a lost connection."""
+    """Children are spawned, get the time to load, and survive a lost connection and a full broker."""
     conf = node_settings()
     assert conf.worker_pool_start_method == "spawn"
     assert conf.worker_proc_alive_timeout == 900
     assert conf.worker_cancel_long_running_tasks_on_connection_loss is False
     assert conf.broker_connection_max_retries is None
+    assert conf.broker_channel_error_retry is True
 
 
 def test_a_client_gives_up_on_publishing_soon(client):
