@@ -100,6 +100,9 @@ def _work(slot: Slot, lease: Lease) -> str:
         return "failed"
     except LeaseLost:
         return "lease lost"
+    except SystemExit:  # SIGTERM: this process is ended on purpose
+        _give_back(slot, lease)
+        raise
     except EngineBroken as exc:
         _give_back(slot, lease, blame=str(exc))
         raise

@@ -107,14 +107,12 @@ def _wait_for_burial(ledger: Ledger, status: SlotStatus) -> None:
 
 @worker_process_shutdown.connect
 def end_slot(**_: Any) -> None:
-    """Strike this slot off the ledger and hand its chunk back: it ends because it was told to."""
+    """Strike this slot off the ledger: it ends because it was told to."""
     slot = celery_app.installed.slot
     if slot is not None:
         slot.pulse.stop()
         with suppress(Transient):
-            freed = slot.ledger.bury(slot.status)
-            if freed:
-                slot.publish(*freed)
+            slot.ledger.workforce.forget(slot.status.slot)
 
 
 def _load(settings: Settings, spec: ModelSpec, ledger: Ledger, pulse: Pulse) -> Slot:

@@ -437,13 +437,17 @@ def test_a_row_that_raises_is_an_error_row_and_the_others_have_vectors(site):
     assert site.desk.status.failed_rows == 1
 
 
+class ProcessEndedError(BaseException):
+    """Stands in for the end of a process, which nothing in it survives."""
+
+
 def end_processes(site, encoder, until="recorded: 3 rows"):
     """Run a chunk whose process ends, again and again as nodes would, and return how many processes it took."""
     for ended in range(20):
         slot = site.slot(encoder=encoder)
         try:
             assert run_chunk(slot, site.ticket()) == until
-        except SystemExit:
+        except ProcessEndedError:
             (lease,) = site.ledger.leases(site.desk.spec)
             site.ledger.free(site.desk.spec, *lease, blame="its process was killed by SIGSEGV")
         else:
@@ -461,7 +465,7 @@ class Deadly(FakeEncoder):
     def encode(self, texts, options, on_batch=lambda _: None):
         """End, or encode."""
         if set(self._texts) & set(texts):
-            raise SystemExit(1)
+            raise ProcessEndedError
         return super().encode(texts, options, on_batch)
 
 
@@ -497,6 +501,14 @@ def test_a_process_that_is_ended_on_purpose_is_no_evidence(site):
     site.desk.free(lease)
     again = site.desk.take(0)
     assert (again.attempts, again.journal.suspects) == (1, None)
+
+
+def test_a_slot_that_is_told_to_end_hands_its_chunk_back(site):
+    """SIGTERM arrives in the middle of a batch as SystemExit."""
+    with pytest.raises(SystemExit):
+        run_chunk(site.slot(encoder=failing(SystemExit(0))), site.ticket())
+    assert site.ledger.leases(site.desk.spec) == []
+    assert site.desk.take(0).attempts == 1
 
 
 def test_a_slot_that_fell_silent_is_evidence(site):
