@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tasks.errors import PenstockError
+from tasks.errors import PenstockError, place_of
 
 app = typer.Typer(
     name="penstock",
@@ -39,31 +39,43 @@ def options(
 
 
 def main() -> None:
-    """Run the command: a penstock error becomes one line and its exit code; ``--debug`` shows the traceback."""
+    """Run the command: an error becomes one line and an exit code; ``--debug`` shows the traceback."""
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     # So that servers, workers and half-written files are cleaned up as they are after an error.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        from producer.commands import doctor, encode, jobs, worker
+        _run(arguments)
+    except Exception as exc:
+        if debug:
+            raise
+        _say(_line_of(exc))
+        sys.exit(exc.exit_code if isinstance(exc, PenstockError) else PenstockError.exit_code)
 
-        for module in (encode, worker, jobs, doctor):
-            module.register(app)
-        app(args=arguments, prog_name="penstock")
-    except PenstockError as exc:
-        if debug:
-            raise
-        _say(str(exc))
-        sys.exit(exc.exit_code)
-    except OSError as exc:
-        if debug:
-            raise
-        _say(f"{exc.filename or 'a system call'}: {exc.strerror or exc}.")
-        sys.exit(PenstockError.exit_code)
+
+def _run(arguments: list[str]) -> None:
+    from producer.commands import doctor, encode, jobs, worker
+
+    for module in (encode, worker, jobs, doctor):
+        module.register(app)
+    app(args=arguments, prog_name="penstock")
+
+
+def _line_of(exc: Exception) -> str:
+    """Say what happened, for any exception: its own words where they are known to hold no record's text."""
+    if isinstance(exc, PenstockError):
+        return str(exc)
+    if isinstance(exc, OSError):
+        return f"{exc.filename or 'a system call'}: {exc.strerror or exc}."
+    if isinstance(exc, MemoryError):
+        return "no memory is left. Smaller chunks (--chunk-rows, --chunk-bytes) and smaller records need less."
+    return f"a fault in penstock: {place_of(exc)}. Run it again with --debug and report what that shows."
 
 
 def _say(line: str) -> None:
-    Console(stderr=True).print(f"penstock: {line}", highlight=False, markup=False, soft_wrap=True)
+    """Print one line; what would move the cursor or hide text, in a file's name say, is escaped."""
+    visible = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    Console(stderr=True).print(f"penstock: {visible}", highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

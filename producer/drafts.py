@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -64,5 +64,15 @@ def _replace_folder(draft: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def check_draft(path: Path) -> None:
+    """Find out whether a file or folder of this name can be drafted.
+
+    Raises:
+        OSError, ValueError: the name is too long for the draft's beside it, or no name at all.
+    """
+    with suppress(FileNotFoundError):
+        _beside(path, "tmp").lstat()
+
+
 def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.{suffix}")
+    return path.parent / f".{path.name}.{os.getpid()}.{suffix}"

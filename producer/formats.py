@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import functools
 import itertools
 import json
 from collections.abc import Iterator
@@ -17,8 +18,11 @@ from producer.rows import Fields, Flaw, Row, kind_of, quote
 from producer.sources import Source
 from tasks.errors import BadInput
 
-#: Characters of one csv field; past this a quote is missing and the rest of the file would be one field.
-_MAX_FIELD_CHARS = 2**28
+#: Bytes of one record at most: one is in memory, several times. Past this it is no text but a line, a quote or a file
+#: without an end, such as a packed one that is small only on disk.
+MAX_RECORD_BYTES = 64 * 2**20
+
+_LIMIT = f"{MAX_RECORD_BYTES // 2**20} MiB"
 
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 
@@ -72,14 +76,23 @@ def read_csv(source: Source, fields: Fields) -> Iterator[Row]:
 
 def _records(source: Source) -> Iterator[tuple[int, list[str]]]:
     """Yield the records of a csv file that are not blank, each with the number of its first line."""
-    csv.field_size_limit(max(_MAX_FIELD_CHARS, csv.field_size_limit()))
-    records = csv.reader(_lines(source), delimiter=_DELIMITERS[source.format], strict=True)
-    number = 1
+    csv.field_size_limit(max(MAX_RECORD_BYTES, csv.field_size_limit()))
+    number, n_chars = 1, 0
+
+    def lines() -> Iterator[str]:
+        nonlocal n_chars
+        for line in _lines(source):
+            n_chars += len(line)
+            if n_chars > MAX_RECORD_BYTES:
+                raise source.flaw(f"a record of more than {_LIMIT}; a closing quote may be missing", f"line {number}")
+            yield line
+
+    records = csv.reader(lines(), delimiter=_DELIMITERS[source.format], strict=True)
     try:
         for cells in records:
             if cells:
                 yield number, cells
-            number = records.line_num + 1
+            number, n_chars = records.line_num + 1, 0
     except csv.Error as exc:
         reason = str(exc).partition(" - ")[0]
         remedy = "a cell with quotes or line breaks stands in quotes, and its own quotes are doubled"
@@ -97,8 +110,12 @@ def _check_header(source: Source, fields: Fields, header: list[str]) -> None:
 def _lines(source: Source) -> Iterator[str]:
     """Yield decoded lines with their line feeds, without a byte order mark at the start."""
     with source.open() as stream:
-        first = stream.readline().removeprefix(codecs.BOM_UTF8)
-        for number, line in enumerate(itertools.chain([first] if first else [], stream), 1):
+        # beyond the limit by a byte order mark, so that the first piece of an endless line is over it without one
+        read = functools.partial(stream.readline, MAX_RECORD_BYTES + len(codecs.BOM_UTF8))
+        first = read().removeprefix(codecs.BOM_UTF8)
+        for number, line in enumerate(itertools.chain([first] if first else [], iter(read, b"")), 1):
+            if len(line) >= MAX_RECORD_BYTES and not line.endswith(b"\n"):
+                raise source.flaw(f"longer than {_LIMIT}; a record takes one line", f"line {number}")
             try:
                 text = line.decode()
             except UnicodeDecodeError as exc:

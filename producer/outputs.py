@@ -13,7 +13,7 @@ from typing import IO, Protocol
 import pyarrow as pa
 
 from producer.columns import ResultInfo, check_tables
-from producer.drafts import draft_file, draft_folder
+from producer.drafts import check_draft, draft_file, draft_folder
 from producer.result_formats import format_of, npy
 from producer.shards import is_shard_file, note_errors, write_shards
 from tasks.errors import OutputExists, UsageError
@@ -49,6 +49,7 @@ class LocalFile:
             OutputExists: the file is there, and not to be replaced.
         """
         format_of(self.path.name)
+        check_name(self.out, self.path)
         _check_parent(self.out, self.path)
         if self.path.exists() and not overwrite:
             raise exists(self.out)
@@ -88,6 +89,7 @@ class LocalFolder:
             UsageError: the folder cannot be replaced, or holds files that are not ours.
             OutputExists: the folder is not empty, and not to be replaced.
         """
+        check_name(self.out, self.path)
         _check_parent(self.out, self.path)
         if not self.path.exists():
             return
@@ -124,9 +126,27 @@ def exists(out: str) -> OutputExists:
     return OutputExists(f"--out {out} exists already. Name another, or pass --overwrite.", out=out)
 
 
+def check_name(out: str, path: Path) -> None:
+    """Find out early whether the drafts can have their names, which are longer than those of the results.
+
+    Raises:
+        UsageError: the name is too long.
+    """
+    try:
+        check_draft(errors_beside(path))
+    except (OSError, ValueError) as exc:
+        raise no_name(out, exc) from exc
+
+
+def no_name(out: str, exc: Exception) -> UsageError:
+    """Return the error for what cannot be a file's name."""
+    reason = exc.strerror if isinstance(exc, OSError) else "a loop of links, or not a name"
+    return UsageError(f"--out {out}: nothing can be written there ({reason}). Choose another name.", out=out)
+
+
 def errors_beside(path: Path) -> Path:
     """Return the path of the list of errors beside a .npy file."""
-    return path.with_name(f"{path.name}.errors.jsonl")
+    return path.parent / f"{path.name}.errors.jsonl"
 
 
 def _errors_of(path: Path) -> AbstractContextManager[IO[bytes]]:

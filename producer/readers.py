@@ -78,6 +78,7 @@ def _rows_of(source: Source, fields: Fields) -> Iterator[Row]:
             yield row
     except OSError as exc:
         raise source.fault(exc) from exc
+    source.check_same()
     if is_empty:
         raise BadInput(f"{source.name} holds no records", source=source.name)
 

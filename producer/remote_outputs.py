@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 
 import obstore
 import pyarrow as pa
 from obstore.exceptions import BaseError
 
 from producer.columns import ResultInfo
-from producer.outputs import LocalFile, errors_beside, exists
+from producer.outputs import LocalFile, check_name, errors_beside, exists
 from producer.result_formats import format_of
 from producer.shards import MANIFEST, is_shard_file, write_shards
 from tasks.errors import StoreUnavailable
@@ -42,11 +42,12 @@ class RemoteFile:
         """Look at the extension and at what is there.
 
         Raises:
-            UsageError: an unknown extension.
+            UsageError: an unknown extension, or a name too long for the file that is uploaded.
             OutputExists: the object is there, and not to be replaced.
             StoreUnavailable: the store cannot be asked.
         """
         format_of(self._name)
+        check_name(self.out, Path(gettempdir()) / self._name)
         if Prefix(self._folder).has(self._name) and not overwrite:
             raise exists(self.out)
 

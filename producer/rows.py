@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import decimal
+import itertools
 import json
 import math
 import numbers
@@ -170,9 +171,10 @@ def kind_of(value: Any) -> str:
 
 def list_names(names: Iterable[str]) -> str:
     """Return field names quoted for a message, the first 20."""
-    quoted = [quote(name) for name in names]
-    more = f" and {len(quoted) - _MAX_NAMES} more" if len(quoted) > _MAX_NAMES else ""
-    return ", ".join(quoted[:_MAX_NAMES]) + more
+    rest = iter(names)
+    quoted = [quote(name) for name in itertools.islice(rest, _MAX_NAMES)]
+    n_more = sum(1 for _ in rest)
+    return ", ".join(quoted) + (f" and {n_more} more" if n_more else "")
 
 
 def quote(name: object) -> str:

@@ -38,7 +38,14 @@ KNOWN_EXTENSIONS = ".txt, .jsonl, .ndjson, .csv, .tsv (each also with .gz or .zs
 #: Bytes between a source and its decompression or its lines; one remote request fetches this much.
 BLOCK_BYTES = 8 * 2**20
 
+#: The parts of a glob that stand for folders at every depth.
+_TWO_STARS = re.compile(r"(?<![^/])(?:\*\*(?:/+|$))+")
+
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+
+
+#: (absolute path, size in bytes, mtime in ns) of a file, (URL, size, ETag or None) of an object.
+State = tuple[str, int, str | int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +58,15 @@ class Source:
         compression: gzip, zstd or None.
         opener: opens the bytes as they are stored.
         state: what changes when the content does; None where nothing tells.
+        look: finds the state out again.
     """
 
     name: str
     format: str
     compression: str | None
     opener: Callable[[], io.RawIOBase] = field(repr=False, compare=False)
-    state: tuple[str, int, str | int | None] | None = None
+    state: State | None = None
+    look: Callable[[], State | None] = field(default=lambda: None, repr=False, compare=False)
 
     def open(self) -> BinaryIO:
         """Open the content for reading forward: decompressed and buffered."""
@@ -69,14 +78,18 @@ class Source:
         # Arrow, as python-zstandard takes a truncated frame for the end of the file
         return cast("BinaryIO", io.BufferedReader(pa.CompressedInputStream(stored, self.compression), 2**18))
 
-    def identity(self) -> tuple[str, int, str | int | None] | None:
-        """Return what tells whether the content is still the same.
-
-        Returns:
-            (absolute path, size in bytes, mtime in ns) of a file, (URL, size, ETag or None) of an object, and
-            None for stdin and pipes.
-        """
+    def identity(self) -> State | None:
+        """Return what tells whether the content is still the same; None for stdin and pipes."""
         return self.state
+
+    def check_same(self) -> None:
+        """Fail if the content is no longer what it was when it was found.
+
+        Raises:
+            BadInput: it was changed, replaced or removed.
+        """
+        if self.state is not None and self.look() != self.state:
+            raise self.flaw("it changed while it was read; start again when it stays as it is")
 
     def flaw(self, reason: object, place: str = "") -> BadInput:
         """Say what is wrong with this source, or with one place in it such as ``line 7``."""
@@ -112,12 +125,22 @@ def expand(inputs: Sequence[str], *, stdin_format: str | None = None) -> list[So
 def _sources_of(name: str, stdin_format: str | None) -> Iterator[Source]:
     if name == "-":
         yield _stdin(stdin_format)
+    elif not _is_name(name):
+        raise BadInput(f"{name!r}: no file has such a name", source=name)
     elif scheme := _SCHEME.match(name):
         yield _remote(name, scheme[1].lower())
     elif glob.has_magic(name) and not os.path.lexists(name):
         yield from map(_local, _matches(name))
     else:
         yield _local(name)
+
+
+def _is_name(text: str) -> bool:
+    """Tell whether a file can have this name; all can but those with a NUL, or half a character."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def _kind_of(name: str, path: str) -> tuple[str, str | None]:
@@ -133,11 +156,24 @@ def _kind_of(name: str, path: str) -> tuple[str, str | None]:
 
 def _matches(pattern: str) -> list[str]:
     """Return the files, not the folders, that a glob matches."""
-    matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
-    files = [path for path in matches if not Path(path).is_dir()]
+    # os.path, as Path raises where a part of the path cannot be looked at
+    files = sorted({path for path in _expanded(pattern) if not os.path.isdir(path)})  # noqa: PTH112
     if not files:
         raise BadInput(f"{pattern}: no file matches this glob", source=pattern)
     return files
+
+
+def _expanded(pattern: str) -> Iterator[str]:
+    """Expand a glob as Python does, but let ``**`` follow no links: one that leads back up would repeat every file."""
+    stars = _TWO_STARS.search(pattern)
+    if stars is None:
+        yield from glob.iglob(pattern)  # noqa: PTH207 - Path.glob takes no absolute pattern
+        return
+    top, rest = pattern[: stars.start()], pattern[stars.end() :]
+    for start in glob.iglob(top) if top else [os.curdir]:  # noqa: PTH207
+        for folder, below, _ in os.walk(start):
+            below[:] = [name for name in below if not name.startswith(".")]
+            yield from _expanded(str(Path(glob.escape(folder), rest or "*")))
 
 
 def _local(name: str) -> Source:
@@ -156,8 +192,18 @@ def _local(name: str) -> Source:
     is_file = stat.S_ISREG(info.st_mode)  # a pipe has neither a size nor a state
     if is_file and not info.st_size:
         raise _empty(name)
-    state = (str(path.resolve()), info.st_size, info.st_mtime_ns) if is_file else None
-    return Source(name, *kind, functools.partial(io.FileIO, name), state)
+    if not is_file:
+        return Source(name, *kind, functools.partial(io.FileIO, name))
+    look = functools.partial(_state_of, path.resolve())
+    return Source(name, *kind, functools.partial(io.FileIO, name), look(), look)
+
+
+def _state_of(path: Path) -> State | None:
+    try:
+        info = path.stat()
+    except OSError:
+        return None
+    return str(path), info.st_size, info.st_mtime_ns
 
 
 def _remote(url: str, scheme: str) -> Source:
@@ -169,7 +215,8 @@ def _remote(url: str, scheme: str) -> Source:
     found = remote.find(address)
     if not found.size:
         raise _empty(found.name)
-    return Source(found.name, *kind, found.open, (found.name, found.size, found.etag))
+    state = (found.name, found.size, found.etag)
+    return Source(found.name, *kind, found.open, state, lambda: state)  # each request compares the ETag
 
 
 def _empty(name: str) -> BadInput:

@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 
 from producer.columns import ResultInfo, check_kept
-from producer.outputs import LocalFile, LocalFolder, Output
+from producer.outputs import LocalFile, LocalFolder, Output, no_name
 from producer.remote_outputs import RemoteFile, RemoteFolder
 from tasks.errors import UsageError
 from tasks.object_store import SCHEMES as OBJECT_SCHEMES
@@ -68,14 +68,19 @@ def _output(out: str) -> Output:
     if "://" in out and not out.startswith("file://"):
         return _remote_output(out)
     name = _path_of(out) if "://" in out else out
-    path = Path(name).resolve()
-    if name.endswith("/") or path.is_dir():
-        return LocalFolder(out, path)
-    return LocalFile(out, path)
+    try:
+        path = Path(name).resolve()
+        is_folder = name.endswith("/") or path.is_dir()
+    except (OSError, RuntimeError, ValueError) as exc:  # too long, a loop of links, or a NUL in it
+        raise no_name(out, exc) from exc
+    return LocalFolder(out, path) if is_folder else LocalFile(out, path)
 
 
 def _path_of(url: str) -> str:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as exc:  # a bracket without its other half
+        raise no_name(url, exc) from exc
     if parts.netloc not in {"", "localhost"} or not parts.path:
         raise UsageError(f"--out {url}: a file is named as file:///PATH, with three slashes.", out=url)
     return unquote(parts.path)

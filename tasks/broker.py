@@ -87,12 +87,22 @@ def connect(url: str, *, decode: bool = True) -> redis.Redis:
     """Return a client that times out, checks idle connections and retries passing faults.
 
     A command may thus run twice on the server: every ledger step is written for that.
+
+    Raises:
+        UsageError: the URL is none that penstock can use.
     """
-    return redis.Redis.from_url(
-        redis_url(check_url(url)),
-        decode_responses=decode,
-        socket_timeout=SOCKET_TIMEOUT_S,
-        socket_connect_timeout=CONNECT_TIMEOUT_S,
-        health_check_interval=HEALTH_CHECK_S,
-        retry=Retry(ExponentialWithJitterBackoff(base=0.1, cap=2.0), RETRIES),
-    )
+    try:
+        client = redis.Redis.from_url(
+            redis_url(check_url(url)),
+            decode_responses=decode,
+            socket_timeout=SOCKET_TIMEOUT_S,
+            socket_connect_timeout=CONNECT_TIMEOUT_S,
+            health_check_interval=HEALTH_CHECK_S,
+            retry=Retry(ExponentialWithJitterBackoff(base=0.1, cap=2.0), RETRIES),
+        )
+        client.connection_pool.make_connection()  # sends nothing, and knows the options that a URL may have
+    except (TypeError, ValueError, redis.RedisError) as exc:
+        raise UsageError(
+            f"--broker {redact(url)}: an option after its ? is unknown to redis-py, or has a wrong value."
+        ) from exc
+    return client

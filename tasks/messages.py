@@ -66,7 +66,7 @@ class ModelSpec(Message):
             return cls(engine="fake", name=model)
         if model.startswith("pkg:"):
             if not re.fullmatch(r"pkg:[A-Za-z_][\w.]*(/[\w-][\w.-]*)*", model):
-                raise UsageError(f"--model {model}: not of the form pkg:MODULE/SUBPATH.", model=model)
+                raise UsageError(f"--model {model[:80]}: not of the form pkg:MODULE/SUBPATH.", model=model)
             return cls(engine="sentence_transformer", name=model)
         path = Path(model).expanduser()
         if model.startswith(("/", "./", "../", "~")) or (model and path.is_dir()):
@@ -74,7 +74,8 @@ class ModelSpec(Message):
         match = re.fullmatch(r"([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?", model)
         if match is None:
             raise UsageError(
-                f"--model {model!r} is no Hugging Face id (ORG/NAME[@REVISION]), no folder and no pkg:MODULE/SUBPATH.",
+                f"--model {model[:80]!r} is no Hugging Face id (ORG/NAME[@REVISION]), no folder and no "
+                "pkg:MODULE/SUBPATH.",
                 model=model,
             )
         return cls(engine="sentence_transformer", name=match[1], revision=match[2])

@@ -132,7 +132,7 @@ class Settings(BaseSettings):
             raise UsageError(
                 f"Settings: {explain(exc)}. They come from arguments, PENSTOCK_* variables and {CONFIG_FILE}."
             ) from exc
-        except (YAMLError, AttributeError, TypeError, ValueError) as exc:  # also from a list, or from numbered keys
+        except (YAMLError, AttributeError, RecursionError, TypeError, ValueError) as exc:  # also of a list or numbers
             mark = getattr(exc, "problem_mark", None)
             where = f" (line {mark.line + 1})" if mark else ""
             raise UsageError(

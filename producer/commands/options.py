@@ -79,7 +79,9 @@ err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 def print_json(value: Any) -> None:
     """Print a value as one line of JSON on stdout."""
-    typer.echo(json.dumps(value, ensure_ascii=False))
+    line = json.dumps(value, ensure_ascii=False)
+    # A file's name that is no UTF-8 came in as lone surrogates, which JSON can only hold as escapes.
+    typer.echo(line.encode("utf-8", "backslashreplace"))
 
 
 @contextmanager

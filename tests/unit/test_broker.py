@@ -99,6 +99,18 @@ def test_what_is_no_broker_is_refused_in_one_line(url, line):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "url", ["redis://host?db=SECRET", "redis://host?SECRET=1", "redis://host?socket_timeout=SECRET"]
+)
+def test_an_unknown_option_in_a_url_is_refused_before_anything_is_sent(url):
+    """redis-py would say so with a traceback, some of it at the first command only."""
+    with pytest.raises(UsageError) as caught:
+        connect(url)
+    assert str(caught.value) == (
+        "--broker redis://host: an option after its ? is unknown to redis-py, or has a wrong value."
+    )
+
+
 def test_a_client_has_time_limits_and_retries():
     """Without them a half-open connection hangs for good."""
     with connect("unix:///nowhere.sock?db=2") as client:

@@ -86,8 +86,8 @@ def test_what_names_no_model_is_refused_in_one_short_line(text):
     """The line repeats what was given, and nothing but a usage error comes out of it."""
     with pytest.raises(UsageError, match=r"^--model ") as caught:
         ModelSpec.parse(text)
-    assert "\n" not in str(caught.value).removeprefix(f"--model {text}")
-    assert len(str(caught.value)) < 2500
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 250
 
 
 def test_a_model_is_shown_as_it_was_named():

@@ -18,6 +18,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from producer import formats
 from producer.readers import Row, read_items, read_rows
 from producer.sources import KINDS, Source
 from tasks.errors import BadInput, StoreUnavailable
@@ -203,6 +204,33 @@ class TestTxt:
         assert str(caught.value) == (
             "b.txt: lines of text have no fields; leave out --keep-fields, or use jsonl, csv or parquet"
         )
+
+
+class TestEndlessRecords:
+    """What has no end is refused before it fills the memory."""
+
+    @pytest.fixture(autouse=True)
+    def _limit(self, monkeypatch):
+        monkeypatch.setattr(formats, "MAX_RECORD_BYTES", 100)
+
+    @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.tsv"])
+    def test_a_line_without_end_is_named_by_its_number(self, name):
+        """Such as /dev/zero, or a packed file of a few bytes that unpacks to all the disk."""
+        data = b'{"text": "x"}\n' if name == "a.jsonl" else b"text\n"
+        line = "longer than 64 MiB; a record takes one line"
+        assert message_of(name, data + bytes(200)) == f"{name}, line 2: {line}"
+        assert message_of(name, codecs.BOM_UTF8 + bytes(200)) == f"{name}, line 1: {line}"
+
+    def test_a_quote_without_end_is_named_by_the_line_where_its_record_began(self):
+        """All lines after it would be one cell."""
+        data = b'text\none\n"two' + b"\nand so on" * 20
+        assert message_of("a.csv", data) == (
+            "a.csv, line 3: a record of more than 64 MiB; a closing quote may be missing"
+        )
+
+    def test_many_records_may_be_longer_together(self):
+        """The limit is for one."""
+        assert len(read("a.csv", b"text\n" + b"0123456789\n" * 50)) == 50
 
 
 class TestEncoding:

@@ -78,7 +78,8 @@ def test_an_unknown_key_in_the_file_is_named(folder):
 
 
 @pytest.mark.parametrize(
-    "text", ["chunk_rows: [", "just some words", "- chunk_rows", "a: b: c", "\tchunk_rows: 1", "{1: 2}", "é: \x07"]
+    "text",
+    ["chunk_rows: [", "just some words", "- chunk_rows", "a: b: c", "[" * 5000, "\tchunk_rows: 1", "{1: 2}", "é: \x07"],
 )
 def test_a_file_that_holds_no_settings_is_named(folder, text):
     """Whatever is wrong with it, a person reads one line with the file's name."""

@@ -9,6 +9,7 @@ import sys
 import pytest
 import zstandard
 
+from producer.readers import read_rows
 from producer.sources import expand
 from tasks.errors import BadInput
 
@@ -86,6 +87,25 @@ def test_two_stars_reach_into_folders(folder):
     assert names == ["data/a.txt", "data/deep/b.txt", "data/deep/er/c.txt"]
 
 
+def test_two_stars_follow_no_links(folder):
+    """A link to a folder above would repeat every file forty times, and two would never end."""
+    (folder / "data").mkdir()
+    (folder / "data/a.txt").write_text("x\n")
+    for name in ("up", "again"):
+        (folder / "data" / name).symlink_to(folder)
+    assert [source.name for source in expand(["**/*.txt"])] == ["data/a.txt"]
+    assert [source.name for source in expand([f"{folder}/**/**"])] == [f"{folder}/data/a.txt"]
+    assert [source.name for source in expand(["data/up/data/*.txt"])] == ["data/up/data/a.txt"]
+
+
+def test_two_stars_leave_hidden_folders_and_odd_names_alone(folder):
+    """A folder whose own name is a pattern is no pattern."""
+    for name in ("d[1]", ".git", "d1"):
+        (folder / name).mkdir()
+        (folder / name / "a.txt").write_text("x\n")
+    assert [source.name for source in expand(["**/a.txt"])] == ["d1/a.txt", "d[1]/a.txt"]
+
+
 def test_a_file_whose_name_looks_like_a_glob_is_taken_by_its_name(folder):
     """A file that is there is never taken for a pattern."""
     (folder / "data[1].txt").write_text("x\n")
@@ -113,6 +133,32 @@ def test_the_identity_of_a_file_changes_with_its_content(folder):
     assert json.loads(json.dumps(before)) == list(before)
     os.utime(path, ns=(1, 1))
     assert expand(["a.txt"])[0].identity() != before
+
+
+@pytest.mark.parametrize("change", [lambda path: path.write_text("x\ny\n"), lambda path: path.unlink()])
+def test_a_file_that_changes_while_it_is_read_is_refused(folder, change):
+    """The rows would not be those that the job is known by."""
+    path = folder / "a.txt"
+    path.write_text("x\n")
+    rows = read_rows(expand(["a.txt"]))
+    assert next(rows).text == "x"
+    change(path)
+    with pytest.raises(BadInput) as caught:
+        list(rows)
+    assert str(caught.value) == "a.txt: it changed while it was read; start again when it stays as it is"
+
+
+@pytest.mark.parametrize("name", ["a\0b.txt", "*\0", "\ud83d.txt", "\ud83d*/**", "**/\0"])
+def test_what_no_file_can_be_called_is_refused(folder, name):
+    """Python callers can pass what no shell can."""
+    assert message_of(name) == f"{name!r}: no file has such a name"
+
+
+def test_links_in_a_circle_are_refused(folder):
+    """The system says why."""
+    (folder / "a.txt").symlink_to("b.txt")
+    (folder / "b.txt").symlink_to("a.txt")
+    assert message_of("a.txt") == "a.txt: cannot be read (Too many levels of symbolic links)"
 
 
 def test_a_missing_file_is_named(folder):

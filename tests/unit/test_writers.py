@@ -633,6 +633,24 @@ def test_a_file_url_is_a_local_path(tmp_path):
     assert len(tree(tmp_path / "my results")) == 4
 
 
+@pytest.mark.parametrize(
+    "out", [f"{'x' * 240}.npy", f"{'x' * 300}.npy", "x\0.npy", "loop/x.npy", "file:///%00", "file://["]
+)
+def test_what_cannot_be_written_is_known_before_the_work(tmp_path, monkeypatch, out):
+    """A name may fit while that of the draft beside it does not."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UsageError, match=r"nothing can be written there \(.+\)\. Choose another name\.$") as caught:
+        check_out(out, overwrite=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_name_of_an_object_may_be_too_long_for_the_file_that_is_uploaded(monkeypatch):
+    """Object storage takes four times as much."""
+    with pytest.raises(UsageError, match="File name too long"):
+        check_out(f"s3://bucket/{'x' * 300}.npy", overwrite=False)
+
+
 @pytest.mark.parametrize("out", ["file://host/x.npy", "file://x.npy"])
 def test_a_file_url_on_another_host_is_refused(out):
     """Two slashes make the first folder a host; the message shows three."""
