@@ -24,6 +24,10 @@ penstock:drained        set    nodes that are to take no more        for ever cl
                                tickets
 penstock:store:FOLDER   hash   objects of a redis:// store           for ever client, slot client, slot
 penstock:size:FOLDER    string bytes in that folder                  for ever client, slot client, slot
+penstock:ledger         set    the ids of this ledger                for ever client, node client, node
+penstock:ledger:STORE   string the server for which it was compared  for ever client, node client, node
+                               with the jobs of the store STORE
+penstock:job:J:recovery string the process that rebuilds the job     seconds  client, node client, node
 penstock:reconciler     string the process that reconciles just now  seconds  node, client node, client
 penstock.OPERATION.D    list   Celery's tickets for model digest D   tickets  client, slot node
 ======================= ====== ===================================== ======== ============ ============
@@ -32,6 +36,11 @@ penstock.OPERATION.D    list   Celery's tickets for model digest D   tickets  cl
 store path                                 holds                          written by         read by
 ========================================== ============================= ================== =========
 penstock-store-id                          the store's random id          whoever is first   all
+manifests/J/made-LEDGER.json               spec and gate of a job, and   client             recovery
+                                           the ledger that it belongs to
+manifests/J/sealed.json                    its totals                    client             recovery
+manifests/J/ended.json                     that it was cancelled or      client, slot       recovery
+                                           failed
 jobs/J/input/00000042.arrow                a chunk input                  client             slot
 jobs/J/result/00000042-0000000000007.arrow a chunk result, under the     slot               client
                                            fencing token of its lease
@@ -45,8 +54,10 @@ ACTIVE = "penstock:active"
 SLOTS = "penstock:slots"
 DRAINED = "penstock:drained"
 RECONCILER = "penstock:reconciler"
+LEDGER = "penstock:ledger"
 
 STORE_ID = "penstock-store-id"
+MANIFESTS = "manifests/"
 
 
 def submission(key: str) -> str:
@@ -86,14 +97,54 @@ def done(job_id: str) -> str:
     return f"penstock:job:{job_id}:done"
 
 
+def recovery(job_id: str) -> str:
+    """Return where it is noted that a process rebuilds a job."""
+    return f"penstock:job:{job_id}:recovery"
+
+
+def compared(store_id: str) -> str:
+    """Return where it is noted that the ledger was compared with a store."""
+    return f"penstock:ledger:{store_id}"
+
+
 def slot(slot_id: str) -> str:
     """Return the hash of a slot."""
     return f"penstock:slot:{slot_id}"
 
 
+def job_folder(job_id: str) -> str:
+    """Return the folder of a job's chunk inputs and results."""
+    return f"jobs/{job_id}/"
+
+
+def manifest(job_id: str) -> str:
+    """Return the folder of a job's manifest."""
+    return f"{MANIFESTS}{job_id}/"
+
+
+def manifest_made(job_id: str, ledger_id: str) -> str:
+    """Return where it is stored how a job was made. The ledger's id stands in the name, so that a listing tells it."""
+    return f"{manifest(job_id)}made-{ledger_id}.json"
+
+
+def manifest_sealed(job_id: str) -> str:
+    """Return where the totals of a sealed job are stored."""
+    return f"{manifest(job_id)}sealed.json"
+
+
+def manifest_ended(job_id: str) -> str:
+    """Return where it is stored that a job was cancelled or failed."""
+    return f"{manifest(job_id)}ended.json"
+
+
 def input_path(job_id: str, chunk: int) -> str:
     """Return where a chunk input is stored."""
     return f"jobs/{job_id}/input/{chunk:08d}.arrow"
+
+
+def results(job_id: str) -> str:
+    """Return the folder of a job's chunk results."""
+    return f"{job_folder(job_id)}result/"
 
 
 def result_path(job_id: str, chunk: int, token: int) -> str:

@@ -18,6 +18,7 @@ import redis
 from tasks import keys
 from tasks.broker import redact
 from tasks.errors import BrokerFull, BrokerUnavailable, UnknownJob
+from tasks.identity import Identity
 from tasks.journal import Journal, Span
 from tasks.messages import JOB_ID_PATTERN, JobSpec, Receipt
 from tasks.records import JobStatus, Lease, Recorded, Refusal, read_record, read_status, write_record
@@ -39,6 +40,7 @@ class Ledger:
         self.redis = client
         self.url = url
         self.workforce = Workforce(self)
+        self.identity = Identity(self)
         self._steps = {name: client.register_script(source) for name, source in STEPS.items()}
 
     def ping(self) -> None:
@@ -161,6 +163,20 @@ class Ledger:
         return self._take_off("remove", spec)
 
     # -- recovering ------------------------------------------------------------------------------------------------
+
+    def restore(
+        self, spec: JobSpec, *, ticket_s: float, created_ms: int, totals: tuple[int, int, int, dict[str, str]] | None
+    ) -> None:
+        """Bring a job back behind a shut gate, unless it is there.
+
+        ``totals``: its chunks, rows, input bytes and kept types if it is sealed.
+        """
+        sealed = (*totals[:3], json.dumps(totals[3])) if totals else ()
+        with self.reaching():
+            self._steps["restore"](
+                keys=[*keys.step_keys(spec.job, spec.queue), keys.JOBS, keys.submission(spec.key)],
+                args=[spec.job, spec.model_dump_json(), _ms(ticket_s), created_ms, *sealed],
+            )
 
     def adopt(self, spec: JobSpec, chunk: int, token: int, receipt: Receipt) -> bool:
         """Record a result that was found in the store. False: there is one already, or no such chunk."""

@@ -287,10 +287,31 @@ table.insert(tickets, 1, state)
 return tickets
 """
 
-#: ARGV chunk note weights dim: a recovery found this result in the store. The first one counts.
+#: ARGV job spec ticket_ms created_ms [chunks rows bytes kept_types]: a recovery found this job in the store, with its
+#: totals if it is sealed. It comes back behind a shut gate, unless the ledger has it. The submission key leads to the
+#: youngest job.
+RESTORE = """
+if redis.call('EXISTS', job) == 0 then
+  redis.call('HSET', job, 'id', ARGV[1], 'spec', ARGV[2], 'state', 'submitting', 'gate', 0,
+             'ticket_ms', ARGV[3], 'created_ms', ARGV[4])
+  redis.call('SADD', active, ARGV[1])
+  redis.call('ZADD', KEYS[9], ARGV[4], ARGV[1])
+  local other = redis.call('GET', KEYS[10])
+  local since = other and redis.call('HGET', 'penstock:job:' .. other, 'created_ms')
+  if not since or tonumber(since) < tonumber(ARGV[4]) then redis.call('SET', KEYS[10], ARGV[1]) end
+end
+if ARGV[5] and get('state') == 'submitting' then
+  redis.call('HSET', job, 'state', 'running', 'announced', ARGV[5], 'total', ARGV[5], 'rows', ARGV[6],
+             'input_bytes', ARGV[7], 'kept_types', ARGV[8], 'sealed_ms', text(now))
+end
+return 1
+"""
+
+#: ARGV chunk note weights dim: a recovery found this result in the store. The first one counts, and its weights.
 ADOPT = """
 if not is_live() or redis.call('HEXISTS', done, ARGV[1]) == 1 then return 0 end
 if tonumber(ARGV[1]) >= get_number('announced') then return 0 end
+if (get('weights') or ARGV[3]) ~= ARGV[3] then return 0 end
 redis.call('HSET', job, 'weights', ARGV[3], 'dim', ARGV[4])
 redis.call('HSET', done, ARGV[1], ARGV[2])
 redis.call('ZREM', open, ARGV[1])
@@ -302,6 +323,7 @@ return 1
 
 #: ARGV gate: lets tickets through that many at a time, from now on. Returns the tickets.
 OPEN_GATE = """
+if redis.call('EXISTS', job) == 0 then return {} end
 redis.call('HSET', job, 'gate', ARGV[1])
 finish_when_complete()
 return next_tickets()
@@ -345,6 +367,7 @@ STEPS = {
         "reconcile": RECONCILE,
         "end": END,
         "retry": RETRY,
+        "restore": RESTORE,
         "adopt": ADOPT,
         "open_gate": OPEN_GATE,
         "withdraw": WITHDRAW,

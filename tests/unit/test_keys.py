@@ -12,6 +12,8 @@ ARGUMENTS = {
     "job_id": "J",
     "key": "KEY",
     "slot_id": "S",
+    "store_id": "STORE",
+    "ledger_id": "LEDGER",
     "queue": "penstock.OPERATION.D",
     "path": "FOLDER/object",
     "chunk": 42,
@@ -27,7 +29,7 @@ def table():
         words = line.split()
         if len(words) > 1 and words[1] in TYPES:
             types[words[0]] = words[1]
-        elif re.match(r"(jobs/|penstock-)\S+ ", line):
+        elif re.match(r"(jobs/|manifests/|penstock-)\S+( |$)", line):
             paths.append(words[0])
     return types, paths
 
@@ -46,7 +48,7 @@ def test_the_table_lists_every_key_that_the_module_makes():
     """An operator finds whatever is in Redis or in the store; a folder is listed by what is in it."""
     types, paths = table()
     for key in made():
-        assert key in types or key in paths or any(path.startswith(f"{key}/") for path in paths), key
+        assert key in types or key in paths or any(path.startswith(f"{key.rstrip('/')}/") for path in paths), key
 
 
 def test_the_module_makes_every_key_of_the_table():
@@ -78,6 +80,7 @@ def test_a_redis_store_keeps_a_folder_in_a_hash(path):
 
 def test_a_job_leaves_only_keys_of_the_table(fake_ledger, make_spec):
     """Each key in use is listed, and has the type that the table says."""
+    from tasks import losses
     from tasks.store import RedisStore
     from tests.contracts.desk import Desk
     from tests.contracts.ledger import slot_status
@@ -88,6 +91,9 @@ def test_a_job_leaves_only_keys_of_the_table(fake_ledger, make_spec):
     fake_ledger.may_reconcile("node", 60)
     fake_ledger.refuse(desk.spec, "node/0", "why")
     fake_ledger.redis.rpush(desk.spec.queue, "ticket")
+    fake_ledger.identity.id()
+    fake_ledger.identity.compared("STORE")
+    assert losses.may_rebuild(fake_ledger, desk.spec.job, "node")
     RedisStore(fake_ledger.redis, "redis://", 1000).put("jobs/encode-0001/input/00000000.arrow", b"x")
     desk.announce(0, 1, 2)
     desk.do(0, failed_rows=1)
