@@ -120,7 +120,7 @@ class Job:
         """Return row number, id and error of the first rows that failed, as far as chunks are done."""
         if not self.status().failed_rows:
             return []
-        self._check_store()
+        self.check_store()
         failed = self._client.ledger.failed_chunks(self.id)[:count]
         return collect.first_errors(collect.fetch(self._client.ledger, self._client.store, self.id, failed), count)
 
@@ -142,12 +142,21 @@ class Job:
         delivery.publish(self._client.app, self.spec, tickets)
         return chunks
 
+    def check_store(self) -> None:
+        """Raise JobRefused unless this client uses the store that the job lives in."""
+        if self.spec.store_id != self._client.store_id:
+            raise JobRefused(
+                f"Job {self.id} lives in a store with id {self.spec.store_id}; this client uses "
+                f"{self._client.store.url}, id {self._client.store_id}. Name the job's own with --store.",
+                job=self.id,
+            )
+
     def _note_collected(self) -> None:
         if not self.status().failed_rows:  # failed rows may be retried
             self._client.note_collected(self.id)
 
     def _tables(self, status: JobStatus) -> Iterator[pa.Table]:
-        self._check_store()
+        self.check_store()
         return collect.result_tables(self._client.ledger, self._client.store, status, self._compute_again)
 
     def _compute_again(self, damaged: Recorded) -> Recorded:
@@ -162,14 +171,6 @@ class Job:
             delivery.publish_or_leave(self._client.app, self.spec, tickets)
             self._client.start_workers(str(self.spec.model))
             self.follow(Progress(enabled=False))
-
-    def _check_store(self) -> None:
-        if self.spec.store_id != self._client.store_id:
-            raise JobRefused(
-                f"Job {self.id} lives in a store with id {self.spec.store_id}; this client uses "
-                f"{self._client.store.url}, id {self._client.store_id}. Name the job's own with --store.",
-                job=self.id,
-            )
 
     def _look(self, shown: Progress) -> list[SlotStatus]:
         slots = self.slots()

@@ -59,6 +59,11 @@ class BucketStore:
         for page in self._pages(prefix):
             yield from page
 
+    def measure_folder(self, prefix: str) -> tuple[int, int]:
+        """Return how many objects are below a folder, and their bytes."""
+        pages = [(len(page), sum(size for _, size in page)) for page in self._listing(prefix)]
+        return sum(count for count, _ in pages), sum(size for _, size in pages)
+
     def delete_folder(self, prefix: str) -> None:
         """Remove all objects below a folder."""
         for page in self._pages(prefix):
@@ -70,9 +75,13 @@ class BucketStore:
                         self.delete(key)
 
     def _pages(self, prefix: str) -> Iterator[list[str]]:
+        for page in self._listing(prefix):
+            yield [key for key, _ in page]
+
+    def _listing(self, prefix: str) -> Iterator[list[tuple[str, int]]]:
         with self._writing(prefix):
             for page in obstore.list(self._client, prefix, chunk_size=_PAGE):
-                yield [found["path"] for found in page]
+                yield [(found["path"], found["size"]) for found in page]
 
     @contextmanager
     def _writing(self, key: str) -> Iterator[None]:

@@ -89,6 +89,15 @@ class FileStore:
             for path in _files(self._folder / prefix):
                 yield path.relative_to(self._folder).as_posix()
 
+    def measure_folder(self, prefix: str) -> tuple[int, int]:
+        """Return how many objects are below a folder, and their bytes."""
+        count = size_bytes = 0
+        with self._reaching(prefix):
+            for path in _files(self._folder / prefix):
+                count += 1
+                size_bytes += path.stat().st_size
+        return count, size_bytes
+
     def delete_folder(self, prefix: str) -> None:
         """Remove all objects below a folder."""
         with self._reaching(prefix):

@@ -79,6 +79,15 @@ class RedisStore:
                 fields = cast("list[bytes]", self._redis.hkeys(keys.redis_folder(folder)))
             yield from (field.decode() for field in fields)
 
+    def measure_folder(self, prefix: str) -> tuple[int, int]:
+        """Return how many objects are below a folder, and their bytes."""
+        count = size_bytes = 0
+        for folder in self._folders(prefix):
+            with self._reaching():
+                count += self._redis.hlen(keys.redis_folder(folder))
+                size_bytes += int(cast("bytes", self._redis.get(keys.redis_folder_bytes(folder)) or b"0"))
+        return count, size_bytes
+
     def delete_folder(self, prefix: str) -> None:
         """Remove all objects below a folder, and the counts of their bytes."""
         for folder in self._folders(prefix):

@@ -41,6 +41,9 @@ class Store(Protocol):
     def list_keys(self, prefix: str) -> Iterator[str]:
         """Yield the keys of all objects below a folder, such as ``jobs/J/``, in no order. The memory is flat."""
 
+    def measure_folder(self, prefix: str) -> tuple[int, int]:
+        """Return how many objects are below a folder, and their bytes."""
+
     def delete_folder(self, prefix: str) -> None:
         """Remove all objects below a folder, such as ``jobs/J/``. The memory is flat; a second call goes on."""
 

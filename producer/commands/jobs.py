@@ -14,7 +14,7 @@ from rich.table import Table
 
 from producer.client import Client
 from producer.commands import options as shared
-from producer.job import Job
+from producer.job import Job, troubles
 from producer.runs import runs
 from producer.summary import print_summary, summary
 from producer.writers import check_out
@@ -48,7 +48,7 @@ def register(app: typer.Typer) -> None:
 def jobs(broker: shared.Broker = None, store: shared.Store = None, as_json: shared.AsJson = False) -> None:
     """List the jobs of the cluster, or of this machine's embedded runs."""
     settings = Settings.load(broker_url=broker, store_url=store)
-    found = [(where, _described(job)) for where, client in _clients(settings) for job in client.jobs()]
+    found = [(where, _described(job)) for where, client in open_clients(settings) for job in client.jobs()]
     if as_json:
         shared.print_json([{**job, "where": where} for where, job in found])
         return
@@ -68,11 +68,12 @@ def status(
     store: shared.Store = None,
     as_json: shared.AsJson = False,
 ) -> None:
-    """Show how far a job is, and which rows failed."""
+    """Show how far a job is, which rows failed and why, and what keeps its workers from it."""
     with shared.client_of(job, broker, store) as client:
         found = client.job(job)
         result = {**_described(found), "errors": found.errors(SHOWN_ERRORS)}
         result["refusals"] = client.ledger.refusals(job)
+        result["troubles"] = {text: sorted(names) for text, names in troubles(found.slots()).items()}
     if as_json:
         shared.print_json(result)
         return
@@ -81,6 +82,8 @@ def status(
         shared.out.print(f"row {error['row']} (id {error['id']}): {error['error']}", markup=False)
     for slot, why in result["refusals"].items():
         shared.out.print(f"{slot} refuses: {why}", markup=False)
+    for trouble, names in result["troubles"].items():
+        shared.out.print(f"{', '.join(names)}: {trouble}", markup=False)
 
 
 def wait(
@@ -162,9 +165,10 @@ def retry(
 
 
 def workers(broker: shared.Broker = None, store: shared.Store = None, as_json: shared.AsJson = False) -> None:
-    """List the live workers: host, slot, device, model, chunks done, tokens/s, last seen."""
+    """List the live workers: host, slot, device, model, state, chunks done, tokens/s, last seen, and their troubles."""
     settings = Settings.load(broker_url=broker, store_url=store)
-    slots = [asdict(slot) for _, client in _clients(settings) for slot in client.live_slots()]
+    found = [slot for _, client in open_clients(settings) for slot in client.live_slots()]
+    slots = [asdict(slot) for slot in found]
     if as_json:
         shared.print_json(slots)
         return
@@ -176,9 +180,11 @@ def workers(broker: shared.Broker = None, store: shared.Store = None, as_json: s
         rates = (f"{slot['chunks']:,}", f"{slot['tokens_per_s']:,.0f}", f"{slot['seen_s']:.0f} s ago")
         table.add_row(slot["host"], slot["slot"], slot["device"], escape(slot["model"]), slot["state"], *rates)
     shared.out.print(table)
+    for trouble, names in troubles(found).items():
+        shared.out.print(f"{', '.join(names)}: {trouble}", markup=False)
 
 
-def _clients(settings: Settings) -> Iterator[tuple[str, Client]]:
+def open_clients(settings: Settings) -> Iterator[tuple[str, Client]]:
     """Yield the cluster's client, or one of each embedded run."""
     if settings.broker_url is not None:
         with Client(settings=settings) as client:

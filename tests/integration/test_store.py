@@ -127,6 +127,15 @@ def test_a_folder_is_listed_with_all_that_is_below_it(store):
     assert list(store.list_keys("jobs/K/")) == []
 
 
+def test_a_folder_is_measured(store):
+    """Its objects and their bytes, before somebody removes them."""
+    store.put(keys.input_path("J", 0), b"123")
+    store.put(keys.result_path("J", 0, 7), b"4567")
+    store.put(keys.input_path("J2", 0), b"89")
+    assert store.measure_folder("jobs/J/") == (2, 7)
+    assert store.measure_folder("jobs/K/") == (0, 0)
+
+
 def test_many_objects_are_listed_each_once(store):
     """More than a page of a listing."""
     names = {keys.input_path("J", chunk) for chunk in range(1100)}
