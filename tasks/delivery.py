@@ -66,6 +66,8 @@ _CONSUME: dict[str, Any] = {
     "worker_pool_start_method": "spawn",
     # A replacement child that loads a large model was killed after 4 s, again and again.
     "worker_proc_alive_timeout": 900,
+    # A task of a slot that died held its place for 10 s, in case a result were still to come; results go elsewhere.
+    "worker_lost_wait": 0.1,
     # A lost broker connection must not end the children: their models would be loaded again.
     "worker_cancel_long_running_tasks_on_connection_loss": False,
     "broker_connection_retry_on_startup": True,

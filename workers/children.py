@@ -42,13 +42,12 @@ class Children:
     def look(self) -> None:
         """Take note of the processes that there are, so that their exit statuses are known later.
 
-        The pool replaces those that ended. By itself it may take 5 s to see that one did.
+        The pool replaces those that ended, and forgets their tasks. By itself it looks every 5 s only.
         """
         for process in self._members():
             self._processes.setdefault(process.pid, process)
         self._seen_alive = self.alive
-        if len(self._seen_alive) < len(self._members()):
-            self._pool.maintain_pool()
+        self._pool.maintain_pool()
 
     @property
     def alive(self) -> set[int]:

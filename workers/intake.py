@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import redis
@@ -53,8 +54,11 @@ class Intake:
             self._taken, self._moved_at = taken, time.monotonic()
         return time.monotonic() - self._moved_at > STANDSTILL_S
 
-    def free(self) -> None:
+    def free(self, end_slots: Callable[[], None]) -> None:
         """Get a node going again that stands still: reconnect, and if that did not help, start its program anew.
+
+        Args:
+            end_slots: called before the program starts anew, with new slots.
 
         Raises:
             ConnectionError: for Celery's loop, which drops the connection to the broker and makes a new one.
@@ -68,5 +72,6 @@ class Intake:
             )
             raise redis.ConnectionError("the connection takes no tickets")
         log.error("Node still takes no tickets; starting it again", extra={"action": "restart"})
+        end_slots()
         sys.stderr.flush()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - ourselves

@@ -79,7 +79,7 @@ class Watch(bootsteps.StartStopStep):  # type: ignore[misc]
             # The timer must go on.
             log.exception("Node could not look after its slots", extra={"action": "watch"})
         if is_standing:
-            self._intake.free()
+            self._intake.free(self._hand_back)
 
     def _look_after(self, slots: list[SlotStatus]) -> bool:
         """Do what the slots need. Returns whether the node stands still."""
