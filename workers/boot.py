@@ -14,12 +14,10 @@ import socket
 import sys
 import time
 import traceback
-import warnings
 from contextlib import suppress
 from typing import Any
 
 import billiard
-from celery.exceptions import CPendingDeprecationWarning
 from celery.signals import setup_logging, worker_init, worker_process_init, worker_process_shutdown
 
 from tasks import app as celery_app
@@ -47,9 +45,6 @@ log = logging.getLogger(__name__)
 BURIAL_S = 5.0
 
 celery_app.installed.has_engine = True
-
-# Celery announces at each lost connection what it might do in version 6; our setting is explicit.
-warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
 
 
 @setup_logging.connect

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from contextlib import suppress
 from typing import Any
 
 from celery import bootsteps
+from celery.exceptions import CPendingDeprecationWarning
 from celery.signals import worker_shutdown
 from celery.worker import state as worker_state
 
@@ -15,8 +17,10 @@ from tasks import broker, delivery
 from tasks.endings import EXIT_NOT_STARTED
 from tasks.errors import PenstockError
 from tasks.ledger import Ledger
-from tasks.reconciler import reconcile
+from tasks.reconciler import Reconciler
+from tasks.recovery import Office
 from tasks.settings import Settings
+from tasks.store import open_store
 from tasks.workforce import SlotStatus
 from workers.children import Children
 from workers.intake import Intake
@@ -46,12 +50,16 @@ class Watch(bootsteps.StartStopStep):  # type: ignore[misc]
         self._names = [f"{self._node}/{index}" for index in range(consumer.controller.concurrency)]
         self._children = Children(consumer.pool, self._settings.lease_s)
         self._intake = Intake(consumer, self._queue)
+        self._reconciler: Reconciler | None = None
         self._timer: Any = None
         self._look_at = 0.0
         self._is_ending = False
 
     def start(self, consumer: Any) -> None:
         """Begin to look, in the node's own loop."""
+        # Celery announces at each lost connection what it might do in version 6; our setting is explicit. Not before:
+        # Celery's own set-up of logging turns these warnings on.
+        warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
         Stopping(self._settings.grace_s, self._hand_back).install()
         worker_shutdown.connect(self._free_all)
         self._timer = consumer.timer.call_repeatedly(WATCH_S, self._look)
@@ -71,7 +79,7 @@ class Watch(bootsteps.StartStopStep):  # type: ignore[misc]
             if len(slots) == len(self._names) and all(slot.state == "ready" for slot in slots):
                 self._look_at = time.monotonic() + CALM_WATCH_S
             is_standing = self._look_after(slots)
-            reconcile(self._ledger, self._app, who=self._node, every_s=self._settings.reconcile_s)
+            self._reconcile()
         except PenstockError as exc:
             log.warning("Node could not look after its slots: %s", exc, extra={"action": "watch"})
             self._children.forget_silence()
@@ -80,6 +88,14 @@ class Watch(bootsteps.StartStopStep):  # type: ignore[misc]
             log.exception("Node could not look after its slots", extra={"action": "watch"})
         if is_standing:
             self._intake.free(self._hand_back)
+
+    def _reconcile(self) -> None:
+        if self._reconciler is None:  # a store that is away does not keep a node from starting
+            url = self._settings.store_url or broker_url(self._settings)
+            store = open_store(url, redis_limit_bytes=self._settings.redis_store_limit_bytes)
+            office = Office(self._ledger, store, self._app)
+            self._reconciler = Reconciler(office, who=self._node, every_s=self._settings.reconcile_s)
+        self._reconciler.look()
 
     def _look_after(self, slots: list[SlotStatus]) -> bool:
         """Do what the slots need. Returns whether the node stands still."""
