@@ -12,6 +12,7 @@ from tasks.errors import BrokerFull, BrokerUnavailable
 from tasks.ledger import Lease, Ledger
 from tests.contracts.desk import Desk
 from tests.contracts.history import HISTORIES, play
+from tests.contracts.journal import JournalContract
 from tests.contracts.ledger import LedgerContract, slot_status
 
 #: What DESIGN.md promises for a recorded chunk.
@@ -25,6 +26,10 @@ def ledger(valkey_ledger):
 
 
 class TestLedgerValkey(LedgerContract):
+    """The contract, over a socket."""
+
+
+class TestJournalValkey(JournalContract):
     """The contract, over a socket."""
 
 

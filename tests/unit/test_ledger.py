@@ -9,6 +9,7 @@ from tasks.errors import BrokerUnavailable
 from tasks.ledger import Ledger
 from tests.contracts.desk import Desk
 from tests.contracts.history import HISTORIES, play
+from tests.contracts.journal import JournalContract
 from tests.contracts.ledger import LedgerContract
 
 
@@ -19,6 +20,10 @@ def ledger(fake_ledger):
 
 
 class TestLedger(LedgerContract):
+    """The contract, in this process."""
+
+
+class TestJournal(JournalContract):
     """The contract, in this process."""
 
 
