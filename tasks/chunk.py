@@ -142,7 +142,7 @@ def _produce(slot: Slot, lease: Lease) -> Receipt:
     """
     started = time.perf_counter()
     path = keys.input_path(lease.job, lease.chunk)
-    inputs = tables.from_bytes(slot.patiently(lambda: slot.store.get(path)), path)
+    inputs = tables.read_input(slot.patiently(lambda: slot.store.get(path)), path)
     read_s = time.perf_counter() - started
     encoded = _encode(slot, lease, inputs["text"].to_pylist())
     _drop_overflows(encoded, lease.spec.options.vector_dtype)

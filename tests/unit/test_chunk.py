@@ -666,3 +666,12 @@ def test_a_pulse_outlives_a_broker_that_is_away_for_a_while(site, monkeypatch):
     monkeypatch.setattr(site.ledger, "touch", touch)
     slot.encoder = Doing(lambda: wait_until(lambda: len(touched) > 2, "the pulse goes on"))
     assert run_chunk(slot, site.ticket()) == "recorded: 3 rows"
+
+
+def test_an_altered_input_fails_the_job_by_its_name(site):
+    """Its texts would be others, and nobody would notice: a whole Arrow file it is still."""
+    path = keys.input_path(site.desk.spec.job, 0)
+    data = site.store.get(path)
+    site.store.put(path, data.replace(b"two words", b"two swords"[:9]))
+    assert run_chunk(site.slot(), site.ticket()) == "failed"
+    assert site.ledger.status(site.desk.spec.job).reason.startswith(f"{path} is damaged: its content is not what was")
