@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
@@ -21,6 +22,8 @@ from producer.embedded import EmbeddedServer
 from producer.runs import Run
 from tasks import broker
 from tasks.ledger import Ledger
+from tasks.messages import EncodeOptions, ModelSpec
+from workers.engines import load_encoder
 
 #: Seconds that anything in these tests may take before it counts as hung.
 PATIENCE_S = 90.0
@@ -102,6 +105,11 @@ def tree(pid: int) -> list[psutil.Process]:
 def texts(count: int) -> list[str]:
     """Return different short texts."""
     return [f"record number {i} of the corpus, which says {i * i}" for i in range(count)]
+
+
+def fake_vectors(records: list[str]) -> np.ndarray:
+    """Return the vectors that the fake engine gives for texts, without any process or fault."""
+    return load_encoder(ModelSpec.parse("fake"), "cpu", 1024).encode(records, EncodeOptions()).vectors
 
 
 @pytest.fixture
