@@ -95,9 +95,7 @@ def _work(slot: Slot, lease: Lease) -> str:
     except Permanent as exc:
         # It would fail in the same way everywhere.
         log.error("Job failed: %s", exc, extra={"action": "fail", **fields})  # noqa: TRY400 - the reason is known
-        reason = str(exc)
-        slot.patiently(lambda: slot.ledger.end(lease.spec, "failed", reason))
-        return "failed"
+        return _fail(slot, lease, str(exc))
     except LeaseLost:
         return "lease lost"
     except SystemExit:  # SIGTERM: this process is ended on purpose
@@ -111,10 +109,7 @@ def _work(slot: Slot, lease: Lease) -> str:
         _give_back(slot, lease, delay_s=AGAIN_S)
         return "handed back"
     except Exception as exc:  # noqa: BLE001 - the task's boundary
-        # The attempt counts, and the chunk is given up after a few.
-        log.error("Chunk failed: %s", place_of(exc), extra={"action": "free", **fields})  # noqa: TRY400 - see place_of
-        _give_back(slot, lease, blame=place_of(exc), delay_s=AGAIN_S)
-        return "attempt failed"
+        return _count_attempt(slot, lease, place_of(exc))
     outcome, released = slot.patiently(lambda: slot.ledger.record(lease, receipt))
     if outcome == "weights":  # another slot began the job while this one was at work
         return _refuse(slot, lease, _other_weights(slot, slot.ledger.status(lease.job).weights))
@@ -123,6 +118,20 @@ def _work(slot: Slot, lease: Lease) -> str:
         slot.count(receipt)
     log.info("Chunk finished", extra={"action": "record", **fields, "rows": receipt.rows, "outcome": outcome})
     return f"{outcome}: {receipt.rows} rows"
+
+
+def _count_attempt(slot: Slot, lease: Lease, why: str) -> str:
+    """Note that an attempt failed; after a few the chunk is given up, or the job if even that fails."""
+    log.error("Chunk failed: %s", why, extra={"action": "free", "job": lease.job, "chunk": lease.chunk})
+    if lease.attempts > slot.settings.max_attempts:
+        return _fail(slot, lease, f"chunk {lease.chunk} failed {lease.attempts} times, at last by {why}")
+    _give_back(slot, lease, blame=why, delay_s=AGAIN_S)
+    return "attempt failed"
+
+
+def _fail(slot: Slot, lease: Lease, reason: str) -> str:
+    slot.patiently(lambda: slot.ledger.end(lease.spec, "failed", reason))
+    return "failed"
 
 
 def _give_back(slot: Slot, lease: Lease, *, blame: str = "", delay_s: float = 0.0) -> None:

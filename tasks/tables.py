@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 #: Where a table's metadata holds the hash of its content.
 CONTENT = "penstock.content"
 
+#: The columns that every chunk input begins with.
+_INPUT = pa.schema({"row": pa.int64(), "id": pa.string(), "text": pa.string()})
+
 
 def input_table(
     first_row: int, ids: Sequence[str], texts: Sequence[str], kept: Sequence[str] | None = None
@@ -140,10 +143,16 @@ def read_input(data: bytes, name: str) -> pa.Table:
         DamagedObject: it is not what the client wrote; the line says what to do.
     """
     try:
-        return read_whole(data, name)
+        return _with_input_columns(read_whole(data, name), name)
     except DamagedObject as exc:
         line = f"{exc} Only the corpus has these rows: submit it again."
         raise DamagedObject(line, **exc.data) from exc
+
+
+def _with_input_columns(table: pa.Table, name: str) -> pa.Table:
+    if table.schema.names[:3] != _INPUT.names or table.schema.types[:3] != _INPUT.types:
+        raise DamagedObject(f"{name} is damaged: it has other columns than row, id and text.", key=name)
+    return table
 
 
 def metadata_of(table: pa.Table) -> dict[str, str]:

@@ -675,3 +675,12 @@ def test_an_altered_input_fails_the_job_by_its_name(site):
     site.store.put(path, data.replace(b"two words", b"two swords"[:9]))
     assert run_chunk(site.slot(), site.ticket()) == "failed"
     assert site.ledger.status(site.desk.spec.job).reason.startswith(f"{path} is damaged: its content is not what was")
+
+
+def test_a_chunk_of_which_not_even_error_rows_can_be_made_fails_the_job(site):
+    """It would be tried for ever otherwise."""
+    store = Faulty(site.store, get=KeyError("secret"))
+    outcomes = [run_chunk(site.slot(store=store), site.ticket()) for _ in range(site.max_attempts + 1)]
+    assert outcomes == ["attempt failed"] * site.max_attempts + ["failed"]
+    assert site.desk.status.reason.startswith("chunk 0 failed 3 times, at last by KeyError in ")
+    assert "secret" not in site.desk.status.reason

@@ -230,3 +230,10 @@ def test_an_input_of_the_first_release_is_read_without_a_hash():
     with pa.ipc.new_file(sink, inputs(2).schema) as writer:
         writer.write_table(inputs(2))
     assert tables.read_input(sink.getvalue().to_pybytes(), "jobs/x").equals(inputs(2))
+
+
+@pytest.mark.parametrize("table", [pa.table({"row": [1], "id": ["a"], "tfxt": ["x"]}), pa.table({"row": [1]})])
+def test_an_input_with_other_columns_is_damaged(table):
+    """One altered bit may change a column's name and leave everything whole."""
+    with pytest.raises(DamagedObject, match="k is damaged: it has other columns than row, id and text"):
+        tables.read_input(tables.to_bytes(table), "k")
