@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import ValidationError
 
@@ -20,11 +20,12 @@ from producer.job import Job
 from producer.runs import Run
 from producer.submission import PATIENCE_S, submit
 from producer.writers import check_kept
-from tasks import broker, delivery, weights
+from tasks import broker, delivery, manifest, weights
 from tasks.errors import BadInput, JobRefused, Permanent, StoreFull, Transient, UsageError
 from tasks.ledger import Ledger
 from tasks.messages import EncodeOptions, JobSpec, ModelSpec, OnError, explain, new_job_id
-from tasks.reconciler import reconcile
+from tasks.reconciler import Reconciler
+from tasks.recovery import Office
 from tasks.retrying import retry_transient
 from tasks.settings import Settings
 from tasks.store import open_store, store_id
@@ -68,6 +69,8 @@ class Client:
         self.store = open_store(self.settings.store_url or url, redis_limit_bytes=self.settings.redis_store_limit_bytes)
         self.store_id = store_id(self.store)
         self.app = delivery.make_app(url)
+        self.office = Office(self.ledger, self.store, self.app)
+        self._reconciler = Reconciler(self.office, who="client", every_s=self.settings.reconcile_s)
 
     @classmethod
     def embedded(
@@ -120,6 +123,7 @@ class Client:
 
     def close(self) -> None:
         """End what this client started. A state folder whose jobs were all collected goes, others stay."""
+        self._reconciler.stop()
         self.app.close()
         if self._workers is not None:
             self._workers.stop()
@@ -249,7 +253,7 @@ class Client:
     def _replace(self, old: JobSpec, state: str) -> None:
         """Let a new job take the place of an old one in this run; results that are all there stay."""
         if state != "done":
-            self.ledger.end(old, "cancelled", "another job took its place")
+            self.end(old, "cancelled", "another job took its place")
             self.note_collected(old.job)
 
     def submit(self, spec: JobSpec, corpus: Opened, on_chunk: Callable[[Chunk], None] = lambda _: None) -> Job:
@@ -270,8 +274,7 @@ class Client:
             on_chunk(chunk)
 
         try:
-            office = (self.ledger, self.store, self.app)
-            submit(spec, corpus.rows, office=office, settings=self.settings, on_chunk=look)
+            submit(spec, corpus.rows, office=self.office, settings=self.settings, on_chunk=look)
         except (BadInput, StoreFull):
             self.note_collected(spec.job)  # there is nothing to come back to
             raise
@@ -284,7 +287,7 @@ class Client:
         """Leave a job whose submission ended early."""
         if not is_repeatable and not self.is_embedded:
             with suppress(Transient):
-                self.ledger.end(spec, "cancelled", f"its submission ended early ({type(exc).__name__})")
+                self.end(spec, "cancelled", f"its submission ended early ({type(exc).__name__})")
         elif is_repeatable and isinstance(exc, Exception) and not isinstance(exc, Permanent):
             log.warning(
                 "Not all of job %s is uploaded. The same command goes on; `penstock cancel %s` drops it.",
@@ -304,6 +307,12 @@ class Client:
         """Return all jobs, oldest first."""
         return [self.job(job) for job in self.ledger.jobs()]
 
+    def end(self, spec: JobSpec, state: Literal["cancelled", "failed"], reason: str = "") -> str:
+        """End a job. Returns the state that it has now."""
+        if spec.store_id != self.store_id:  # the end is noted in the job's own store, which this client cannot reach
+            return self.ledger.end(spec, state, reason)
+        return manifest.end_job(self.store, self.ledger, spec, state, reason)
+
     def note_collected(self, job: str) -> None:
         """Note that a job's results were read, or never will be: its state folder may go."""
         self._uncollected.discard(job)
@@ -318,8 +327,8 @@ class Client:
         return [slot for slot in slots if slot.seen_s <= self.settings.lease_s and slot.state != "failed"]
 
     def reconcile(self) -> None:
-        """Look after lost tickets and lapsed leases, as every node does."""
-        reconcile(self.ledger, self.app, who="client", every_s=self.settings.reconcile_s)
+        """Look after lost tickets, lapsed leases and lost jobs, as every node does."""
+        self._reconciler.look()
 
     def check_workers(self) -> None:
         """Start embedded workers again that died.

@@ -13,10 +13,11 @@ from producer import collect
 from producer.progress import Progress
 from producer.submission import PATIENCE_S
 from producer.writers import write_results
-from tasks import delivery
-from tasks.errors import BrokerFull, JobRefused, UsageError
+from tasks import delivery, keys, manifest
+from tasks.errors import BrokerFull, JobRefused, UnknownJob, UsageError
 from tasks.messages import JobSpec
 from tasks.records import JobStatus, Recorded
+from tasks.recovery import rebuild
 from tasks.retrying import retry_transient
 from tasks.workforce import SlotStatus
 
@@ -76,7 +77,7 @@ class Job:
         look_at = 0.0
         slots: list[SlotStatus] = []
         while True:
-            status = retry_transient(self.status, for_s=PATIENCE_S)
+            status = retry_transient(lambda: self._status_or_rebuild(shown), for_s=PATIENCE_S)
             if time.monotonic() >= look_at or status.is_over:
                 slots = retry_transient(lambda: self._look(shown), for_s=PATIENCE_S)
                 look_at = time.monotonic() + LOOK_S
@@ -92,6 +93,17 @@ class Job:
             if timeout_s is not None and waited_s > timeout_s:
                 raise TimeoutError(f"Job {self.id} is not over after {timeout_s:g} s.")
             time.sleep(POLL_S)
+
+    def _status_or_rebuild(self, shown: Progress) -> JobStatus:
+        """Return the state of the job, which comes back from the store if the broker lost its data."""
+        try:
+            return self.status()
+        except UnknownJob:
+            if not any(self._client.store.list_keys(keys.manifest(self.id))):  # it was removed
+                raise
+            shown.say_once(f"The broker lost job {self.id}. It is rebuilt from {self._client.store.url}.")
+            rebuild(self._client.office, self.id)
+            return self.status()
 
     def results(self) -> Iterator[pa.Table]:
         """Yield the results chunk by chunk, in the order of the rows.
@@ -126,7 +138,7 @@ class Job:
 
     def cancel(self) -> str:
         """End the job; chunks in work are dropped. Returns the state that it has now."""
-        return self._client.ledger.end(self.spec, "cancelled")
+        return self._client.end(self.spec, "cancelled")
 
     def retry(self) -> int:
         """Run the chunks with error rows again. Returns how many there are.
@@ -136,6 +148,8 @@ class Job:
         """
         if not self._client.ledger.is_sealed(self.id):
             raise UsageError(f"Job {self.id} has only a part of its corpus; submit it again.")
+        if self.spec.store_id == self._client.store_id and self.status().state == "failed":
+            manifest.note_reopened(self._client.store, self.spec)
         state, chunks, tickets = self._client.ledger.retry(self.spec)
         if state not in {"done", "failed"}:
             raise UsageError(f"Job {self.id} is {state}; only a job that is done or failed can be retried.")

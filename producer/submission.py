@@ -7,17 +7,18 @@ import itertools
 import json
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
-from celery import Celery
 
 from producer.chunking import Chunk, KeptTypes, cut_chunks
 from producer.rows import Row
-from tasks import delivery, keys, tables
-from tasks.errors import BadInput, DamagedObject, JobFailed, StoreFull, UsageError
-from tasks.ledger import Ledger
+from tasks import delivery, keys, manifest, tables
+from tasks.errors import BadInput, DamagedObject, JobFailed, StoreFull, UnknownJob, UsageError
+from tasks.manifest import Sealed
 from tasks.messages import JobSpec
+from tasks.recovery import Office, rebuild
 from tasks.retrying import retry_transient
 from tasks.settings import Settings
 from tasks.store import Store
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds that broker or store may be away before a client gives up submitting, or following a job that goes on.
 PATIENCE_S = 60.0
+#: How often what the broker lost is rebuilt for one step.
+REBUILDS = 3
 #: Tickets in the broker per live slot, and the least: enough that no slot waits for the next one.
 TICKETS_PER_SLOT = 4
 LEAST_TICKETS = 32
@@ -41,7 +44,7 @@ def submit(
     spec: JobSpec,
     rows: Iterable[Row],
     *,
-    office: tuple[Ledger, Store, Celery],
+    office: Office,
     settings: Settings,
     on_chunk: Callable[[Chunk], None],
 ) -> None:
@@ -52,7 +55,7 @@ def submit(
     Args:
         spec: the job; it is made in the ledger once the first chunk could be read.
         rows: the corpus, in order.
-        office: ledger, store and Celery application of the cluster.
+        office: where the job is done.
         settings: for the chunks and the gate.
         on_chunk: called after each chunk.
 
@@ -61,7 +64,7 @@ def submit(
         UsageError: the input is not what it was when the submission began.
         JobFailed: the job was cancelled or failed meanwhile.
     """
-    ledger = office[0]
+    ledger, store = office.ledger, office.store
     kept = KeptTypes(spec.keep_fields)
     remaining = cut_chunks(
         kept.watch(rows),
@@ -75,31 +78,32 @@ def submit(
     slots = len(ledger.workforce.slots(queue=spec.queue))
     gate = settings.max_queued_chunks or max(LEAST_TICKETS, TICKETS_PER_SLOT * slots)
     retry_transient(lambda: ledger.create(spec, gate=gate, ticket_s=settings.ticket_s), for_s=PATIENCE_S)
+    retry_transient(
+        lambda: manifest.note_made(store, ledger, spec, gate=gate, ticket_s=settings.ticket_s), for_s=PATIENCE_S
+    )
     announced = retry_transient(lambda: ledger.announced(spec.job), for_s=PATIENCE_S)
-    number = -1
+    chunks = n_rows = n_bytes = 0
     try:
         for chunk in itertools.chain([first], remaining):
-            number = chunk.number
-            _send(spec, chunk, office, is_announced=number < announced)
+            _send(spec, chunk, office, is_announced=chunk.number < announced)
+            chunks, n_rows, n_bytes = chunks + 1, n_rows + chunk.n_rows, n_bytes + chunk.n_bytes
             on_chunk(chunk)
     except (BadInput, StoreFull) as exc:
-        ledger.end(spec, "failed", str(exc))
+        manifest.end_job(store, ledger, spec, "failed", str(exc))
         raise
-    state, tickets = retry_transient(lambda: ledger.seal(spec, number + 1, kept.resolve()), for_s=PATIENCE_S)
-    _go_on(spec, office, state, tickets)
+    totals = Sealed(chunks=chunks, rows=n_rows, input_bytes=n_bytes, kept_types=kept.resolve())
+    retry_transient(lambda: manifest.note_sealed(store, spec, totals), for_s=PATIENCE_S)
+    _tell(spec, office, lambda: ledger.seal(spec, chunks, totals.kept_types))
 
 
-def _send(spec: JobSpec, chunk: Chunk, office: tuple[Ledger, Store, Celery], *, is_announced: bool) -> None:
-    ledger, store, _ = office
+def _send(spec: JobSpec, chunk: Chunk, office: Office, *, is_announced: bool) -> None:
+    store = office.store
     path = keys.input_path(spec.job, chunk.number)
     table = tables.input_table(chunk.first_row, chunk.ids, chunk.texts, chunk.kept)
     if not (is_announced and _is_there(spec, store, path, table)):
         data = tables.to_bytes(table)
         retry_transient(lambda: store.put(path, data), for_s=PATIENCE_S)
-    state, tickets = retry_transient(
-        lambda: ledger.announce(spec, chunk.number, chunk.n_rows, chunk.n_bytes), for_s=PATIENCE_S
-    )
-    _go_on(spec, office, state, tickets)
+    _tell(spec, office, lambda: office.ledger.announce(spec, chunk.number, chunk.n_rows, chunk.n_bytes))
 
 
 def _is_there(spec: JobSpec, store: Store, path: str, table: pa.Table) -> bool:
@@ -118,13 +122,20 @@ def _is_there(spec: JobSpec, store: Store, path: str, table: pa.Table) -> bool:
     return True
 
 
-def _go_on(spec: JobSpec, office: tuple[Ledger, Store, Celery], state: str, tickets: list[int]) -> None:
-    """Publish tickets, unless the job ended meanwhile."""
-    ledger, _, app = office
-    if state == "gap":
-        raise JobFailed(
-            f"The broker lost a part of what it had of job {spec.job}; run the same command again.", job=spec.job
-        )
-    if state in {"failed", "cancelled"}:
-        ledger.status(spec.job).raise_for_state()
-    delivery.publish_or_leave(app, spec, tickets)
+def _tell(spec: JobSpec, office: Office, step: Callable[[], tuple[str, list[int]]]) -> None:
+    """Tell the ledger of the next step, and publish the tickets. What the ledger lost of the job is rebuilt.
+
+    Raises:
+        JobFailed: the job ended meanwhile, or cannot be rebuilt.
+    """
+    for _ in range(REBUILDS):
+        state, tickets = retry_transient(step, for_s=PATIENCE_S)
+        if state in {"failed", "cancelled"}:
+            office.ledger.status(spec.job).raise_for_state()
+        if state not in {"gap", "unknown"}:
+            delivery.publish_or_leave(office.app, spec, tickets)
+            return
+        log.warning("The broker lost a part of job %s", spec.job, extra={"action": "recover", "job": spec.job})
+        with suppress(UnknownJob):  # its store was lost with it, or it was removed
+            retry_transient(lambda: rebuild(office, spec.job), for_s=PATIENCE_S)
+    raise JobFailed(f"The broker lost what it had of job {spec.job}; run the same command again.", job=spec.job)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import cast
 
@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds after which the rebuilding of a job by somebody who says nothing is taken over.
 SILENCE_S = 10.0
+#: Seconds that a process which ends waits for what it is at.
+END_S = 5.0
 #: Jobs that are asked about at a time.
 PAGE_JOBS = 500
 
@@ -31,36 +33,65 @@ class Losses:
         self._office = office
         self._who = secrets.token_hex(8)
         self._store_id = ""
+        self._is_ending = threading.Event()
         self._thread: threading.Thread | None = None
 
     def look(self) -> None:
         """Begin to compare if the ledger is empty, another server than at the last time, or never was compared."""
         if self._thread is not None and self._thread.is_alive():
             return
-        self._store_id = self._store_id or store_id(self._office.store)
         identity = self._office.ledger.identity
-        before, server = identity.compared(self._store_id), identity.server()
-        if before != server:
-            # A thread, as this may take long. It holds nothing that its end could harm.
-            self._thread = threading.Thread(target=self._compare, args=(before, server), name="losses", daemon=True)
+        if not self._store_id or identity.compared(self._store_id) != identity.server():
+            # A thread, as the store may be slow and jobs large. It holds nothing that its end could harm.
+            self._thread = threading.Thread(target=self._compare, name="losses", daemon=True)
             self._thread.start()
 
-    def _compare(self, before: str, server: str) -> None:
+    def stop(self) -> None:
+        """Leave what is not rebuilt yet to others."""
+        self._is_ending.set()
+        if self._thread is not None:
+            self._thread.join(END_S)
+
+    def _compare(self) -> None:
         identity = self._office.ledger.identity
         try:
-            if rebuild_lost(self._office, identity.ids(), self._who):
+            self._store_id = self._store_id or store_id(self._office.store)
+            before, server = identity.compared(self._store_id), identity.server()
+            if before != server and rebuild_lost(self._office, identity.ids(), self._who, self._check):
                 identity.note_compared(self._store_id, server, before=before)
+        except _Ended:
+            return
         except Transient as exc:
             log.warning("Lost jobs not rebuilt yet: %s", exc, extra={"action": "recover"})
         except Exception:  # a thread's boundary
             log.exception("Lost jobs not rebuilt", extra={"action": "recover"})
 
+    def _check(self) -> None:
+        if self._is_ending.is_set():
+            raise _Ended
 
-def rebuild_lost(office: Office, ids: set[str], who: str) -> bool:
+
+class _Ended(Exception):
+    """The process ends."""
+
+
+def rebuild_lost(office: Office, ids: set[str], who: str, check: Callable[[], None]) -> bool:
     """Rebuild those jobs of these ledger ids that the ledger does not have as the store has them.
+
+    Args:
+        office: where.
+        ids: the ledger's.
+        who: this process.
+        check: called after each chunk; what it raises ends this.
 
     Returns whether all are there now; else another process is at work on one.
     """
+
+    def go_on(job: str) -> None:
+        check()
+        with office.ledger.reaching():
+            office.ledger.redis.pexpire(keys.recovery(job), int(SILENCE_S * 1000))
+
     jobs = [listed for listed in manifest.listed(office.store) if listed.ledger in ids]
     is_complete = True
     for job in _youngest_first(office, _lost(office.ledger, jobs)):
@@ -68,7 +99,7 @@ def rebuild_lost(office: Office, ids: set[str], who: str) -> bool:
             is_complete = False
             continue
         try:
-            recovery.rebuild(office, job, partial(_keep, office.ledger, job))
+            recovery.rebuild(office, job, partial(go_on, job))
         except Permanent as exc:  # removed, or damaged, meanwhile
             log.error("Job not rebuilt: %s", exc, extra={"action": "recover", "job": job})  # noqa: TRY400
         _let_go(office.ledger, job)
@@ -107,11 +138,6 @@ def may_rebuild(ledger: Ledger, job: str, who: str) -> bool:
     """Whether this process is the one that rebuilds a job."""
     with ledger.reaching():
         return bool(ledger.redis.set(keys.recovery(job), who, nx=True, px=int(SILENCE_S * 1000)))
-
-
-def _keep(ledger: Ledger, job: str) -> None:
-    with ledger.reaching():
-        ledger.redis.pexpire(keys.recovery(job), int(SILENCE_S * 1000))
 
 
 def _let_go(ledger: Ledger, job: str) -> None:

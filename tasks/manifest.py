@@ -76,10 +76,10 @@ class Listed:
 
 
 def note_made(store: Store, ledger: Ledger, spec: JobSpec, *, gate: int, ticket_s: float) -> None:
-    """Note a job that the ledger has. From now on it outlives the ledger's data."""
-    created_ms = ledger.status(spec.job).created_ms
-    made = Made(spec=spec, ledger=ledger.identity.id(), gate=gate, ticket_s=ticket_s, created_ms=created_ms)
-    _put(store, keys.manifest_made(spec.job, made.ledger), made)
+    """Note a job that the ledger has, unless that was done. From now on it outlives the ledger's data."""
+    ledger_id = ledger.identity.id()
+    made = Made(spec=spec, ledger=ledger_id, gate=gate, ticket_s=ticket_s, created_ms=ledger.now_ms())
+    store.create(keys.manifest_made(spec.job, ledger_id), made.model_dump_json().encode())
 
 
 def note_sealed(store: Store, spec: JobSpec, totals: Sealed) -> None:

@@ -268,7 +268,7 @@ def _interrupted(client: Client, spec: JobSpec, *, is_repeatable: bool) -> str:
         client.note_collected(spec.job)
         return "penstock: interrupted before standard input was read to its end; nothing is kept."
     if not is_sealed:
-        client.ledger.end(spec, "cancelled", "its submission was interrupted")
+        client.end(spec, "cancelled", "its submission was interrupted")
         return f"penstock: interrupted before all was uploaded; job {spec.job} is cancelled."
     return (
         f"penstock: job {spec.job} goes on without this command. `penstock wait {spec.job}` follows it, "

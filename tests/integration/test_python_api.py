@@ -86,11 +86,10 @@ def test_a_corpus_without_records_is_refused(client: Client) -> None:
 
 
 def test_a_job_that_fails_raises_with_its_reason(client: Client) -> None:
-    """What the engine refuses comes back by name."""
-    job = client.encode(["a"], model="fake:dim=8", truncate_dim=9)
-    with pytest.raises(JobFailed, match="more than the model's 8 dimensions"):
-        job.wait()
-    client.note_collected(job.id)
+    """What the engine refuses comes back by name, at the latest to who waits."""
+    with pytest.raises(JobFailed, match="more than the model's 8 dimensions") as caught:
+        client.encode(["a"], model="fake:dim=8", truncate_dim=9).wait()
+    client.note_collected(caught.value.data["job"])
 
 
 def test_waiting_stops_when_the_time_is_up(client: Client) -> None:

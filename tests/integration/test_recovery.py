@@ -149,7 +149,7 @@ def site(make_site):
 
 def same(before, after) -> bool:
     """Compare two states of a job but for what nobody needs back."""
-    forgotten = {"finished_ms": 0, "work_s": 0, "seconds": {}}
+    forgotten = {"created_ms": 0, "finished_ms": 0, "work_s": 0, "seconds": {}}
     return before.__dict__ | forgotten == after.__dict__ | forgotten
 
 
@@ -396,7 +396,7 @@ def test_whoever_dies_on_the_way_leaves_a_job_to_go_on_with(make_site, monkeypat
             assert site.published == []
         else:
             assert (step, is_sealed) == ("announce", True)  # a sealed job has no use for it
-    assert losses.rebuild_lost(site.office, site.office.ledger.identity.ids(), "me")
+    assert losses.rebuild_lost(site.office, site.office.ledger.identity.ids(), "me", lambda: None)
     assert (site.desk.status.recorded, site.desk.status.chunks) == (2, 3)
     # Who died with the tickets in hand left them to the reconciler.
     monkeypatch.setattr(ledger, "TICKET_GRACE_S", 0.0)
