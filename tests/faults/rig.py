@@ -50,6 +50,7 @@ class Running:
     process: subprocess.Popen[str]
     out: Path
     rows: int
+    command: tuple[object, ...]
 
 
 @dataclass
@@ -78,10 +79,15 @@ class Rig:
     def start_worker(self, model: str = SLOW, slots: int = 2, **environment: str) -> subprocess.Popen[str]:
         """Start one more node and wait until its slots are ready."""
         before = len(self.slots(model))
+        worker = self.spawn_worker(model, slots, **environment)
+        wait_until(lambda: len(self.slots(model)) >= before + slots, "the slots are ready")
+        return worker
+
+    def spawn_worker(self, model: str = SLOW, slots: int = 2, **environment: str) -> subprocess.Popen[str]:
+        """Start one more node, and do not wait for it."""
         arguments = ("worker", "--model", model, "--devices", "cpu", "--processes-per-device", slots)
         worker = self._spawn(*arguments, **environment)
         self.workers.setdefault(model, []).append(worker)
-        wait_until(lambda: len(self.slots(model)) >= before + slots, "the slots are ready")
         return worker
 
     def need_worker(self, model: str = SLOW, slots: int = 2) -> subprocess.Popen[str]:
@@ -144,17 +150,20 @@ class Rig:
         """Submit a job past the proxy and return its id."""
         return self.client.encode(texts(rows), model=model).id
 
-    def start_encode(self, rows: int, model: str = SLOW, *extra: object) -> Running:
+    def start_encode(self, rows: int, model: str = SLOW) -> Running:
         """Start a command that submits a job and waits for its result; return once the job exists."""
         before = set(self.ledger.jobs())
         number = len(self.shell.started)
         corpus = self.shell.write(f"{number}.txt", texts(rows))
         out = self.shell.folder / f"{number}.parquet"
-        process = self._spawn(
-            *("encode", corpus, "--model", model, "--out", out, "--chunk-rows", CHUNK_ROWS, *extra)
-        )
+        command = ("encode", corpus, "--model", model, "--out", out, "--chunk-rows", CHUNK_ROWS)
+        process = self._spawn(*command)
         (job,) = wait_until(lambda: set(self.ledger.jobs()) - before, "the job exists")
-        return Running(job, process, out, rows)
+        return Running(job, process, out, rows, command)
+
+    def run_again(self, running: Running) -> None:
+        """Run the same command again, after its process ended."""
+        running.process = self._spawn(*running.command)
 
     def recorded(self, job: str) -> int:
         """Return how many chunks of a job are recorded; 0 if the ledger does not know it."""
