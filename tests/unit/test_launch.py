@@ -44,7 +44,7 @@ def test_nodes_that_cannot_start_are_left_alone_and_end_the_supervisor_when_all_
     process = supervise(HOPELESS, HOPELESS)
     out, _ = process.communicate(timeout=30)
     assert process.returncode == EXIT_NOT_STARTED
-    assert out.split() == ["tried", "tried"]
+    assert out.count("tried") == 2
 
 
 def test_a_node_that_cannot_start_leaves_the_others_alone():
