@@ -54,9 +54,9 @@ def main() -> None:
 
 
 def _run(arguments: list[str]) -> None:
-    from producer.commands import doctor, encode, jobs, remove, worker
+    from producer.commands import doctor, encode, jobs, recover, remove, worker
 
-    for module in (encode, worker, jobs, remove, doctor):
+    for module in (encode, worker, jobs, remove, recover, doctor):
         module.register(app)
     app(args=arguments, prog_name="penstock")
 

@@ -104,7 +104,7 @@ def rebuild(office: Office, job: str, on_chunk: Callable[[], None] = lambda: Non
         ledger.end(spec, "failed", f"rows of chunk {failed[0]} failed")
     delivery.publish_or_leave(office.app, spec, ledger.open_gate(spec, found.made.gate))
     status = ledger.status(job)
-    log.warning("Job rebuilt from the store", extra={"action": "recover", "job": job, "results": status.recorded})
+    log.info("Job %s rebuilt: %d results", job, status.recorded, extra={"action": "recover", "job": job})
     return Rebuilt(job, status.state, status.chunks, status.recorded, damaged)
 
 

@@ -91,3 +91,40 @@ def test_a_flushed_broker_does_not_end_an_upload(cluster: Cluster) -> None:
             client.kill()
     assert client.returncode == 0, said
     check_every_row_once(cluster, len(lines))
+
+
+def test_jobs_are_recovered_by_hand_where_nobody_remembers_the_broker(cluster: Cluster) -> None:
+    """What was done comes back done, but for what is damaged; a second time changes nothing."""
+    shell, store = cluster.shell, cluster.shell.environment["PENSTOCK_STORE_URL"]
+    shell.write("corpus.txt", texts(100))
+    arguments = ("--model", "fake", "--chunk-rows", 10, "--detach", "--new")
+    worker = cluster.start_worker("fake")
+    done = shell.json("encode", "corpus.txt", *arguments)["job"]
+    shell.run("wait", done)
+    worker.terminate()
+    worker.wait(PATIENCE_S)
+    waiting, cancelled = (shell.json("encode", "corpus.txt", *arguments)["job"] for _ in range(2))
+    shell.run("cancel", cancelled)
+    torn = next((shell.folder / "shared").glob(f"jobs/{done}/result/00000003-*"))
+    torn.write_bytes(torn.read_bytes()[:-10])
+    empty(cluster)
+    assert shell.json("jobs") == []
+    expected = {(done, "running", 10, 9, 1), (waiting, "running", 10, 0, 0), (cancelled, "cancelled", 10, 0, 0)}
+    answer = shell.json("recover", store)
+    assert answer["store"] == store
+    assert {tuple(job.values()) for job in answer["jobs"]} == expected
+    shown = shell.run("recover", store).stdout
+    assert [line.split() for line in shown.splitlines() if done in line] == [[done, "running", "10", "9", "1"]]
+    cluster.start_worker("fake")
+    for job in (done, waiting):
+        assert shell.json("wait", job)["rows_done"] == 100
+    shell.run("collect", done, "--out", "v.parquet")
+    check_every_row_once(cluster, 100)
+
+
+def test_a_store_without_jobs_is_a_usage_error(cluster: Cluster) -> None:
+    """Somebody named another one than they meant."""
+    assert (
+        "holds no job that could be recovered"
+        in cluster.shell.run("recover", (cluster.shell.folder / "other").as_uri(), code=2).stderr
+    )
