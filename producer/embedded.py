@@ -150,6 +150,7 @@ class EmbeddedServer:
             with self._starting:
                 if self._is_stopping.is_set():
                     return
+                cut(process)  # closes the line to the dead
                 self._end_orphan()
                 self._process = process = self._spawn(lock_fd)
 

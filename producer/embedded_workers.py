@@ -53,6 +53,7 @@ class EmbeddedWorkers:
         if self._restart_at is None:
             self._note_death(status)
         elif time.monotonic() >= self._restart_at:
+            self.stop()  # closes the line to the dead
             self._start()
 
     def stop(self) -> None:

@@ -126,3 +126,60 @@ def test_a_program_on_a_lifeline_ends_when_its_guard_is_killed() -> None:
     guard.send_signal(signal.SIGKILL)
     guard.communicate()
     wait_until(lambda: not program.is_running(), "the program ended")
+
+
+def server_of(server: EmbeddedServer) -> psutil.Process:
+    """Return the process of the server itself."""
+    assert server._process is not None
+    (program,) = psutil.Process(server._process.pid).children()
+    return program
+
+
+def test_a_server_that_is_killed_is_started_again_with_its_data(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    """Its owner keeps the lock, so that nobody else starts one meanwhile, and says what happens."""
+    owner, guest = EmbeddedServer(run), EmbeddedServer(run)
+    owner.start()
+    ask(owner, "SET", "note", "kept")
+    first = server_of(owner)
+    first.kill()
+    wait_until(lambda: "Starting it again in 1 s" in caplog.text, "the owner noticed", PATIENCE_S)
+    guest.start()
+    assert not guest.is_owner
+    assert ask(guest, "GET", "note") == "kept"
+    assert server_of(owner).pid != first.pid
+    owner.stop()
+
+
+def test_a_server_that_outlived_its_guard_is_ended_before_another_is_started(run: Run) -> None:
+    """Two on the same data would spoil it; where the system ends it with its guard, this one plays the orphan."""
+    owner = EmbeddedServer(run)
+    owner.start()
+    guard = owner._process
+    assert guard is not None
+    assert isinstance(guard.args, list)
+    guard.kill()
+    wait_until(lambda: not owner._answers(), "the server is gone", PATIENCE_S)
+    run.socket.unlink(missing_ok=True)
+    arguments = guard.args[len(lifeline.command([])) :]
+    orphan = subprocess.Popen(arguments, stdin=subprocess.DEVNULL)
+    try:
+        wait_until(owner._answers, "the orphan answers", PATIENCE_S)
+        ask(owner, "SET", "note", "of the orphan")
+        assert orphan.wait(PATIENCE_S) == 0
+        wait_until(owner._answers, "the new server answers", PATIENCE_S)
+        assert ask(owner, "GET", "note") == "of the orphan"
+    finally:
+        orphan.kill()
+        orphan.wait()
+        owner.stop()
+
+
+def test_a_server_that_is_ended_while_it_is_down_stays_down(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is started after the end."""
+    owner = EmbeddedServer(run)
+    owner.start()
+    server_of(owner).kill()
+    wait_until(lambda: "Starting it again" in caplog.text, "the owner noticed", PATIENCE_S)
+    owner.stop()
+    assert not owner._answers()
+    assert not owner.is_owner
