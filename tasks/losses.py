@@ -6,6 +6,7 @@ import logging
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import cast
 
@@ -102,7 +103,8 @@ def rebuild_lost(office: Office, ids: set[str], who: str, check: Callable[[], No
             recovery.rebuild(office, job, partial(go_on, job))
         except Permanent as exc:  # removed, or damaged, meanwhile
             log.error("Job not rebuilt: %s", exc, extra={"action": "recover", "job": job})  # noqa: TRY400
-        _let_go(office.ledger, job)
+        finally:
+            _let_go(office.ledger, job)
     return is_complete
 
 
@@ -141,5 +143,5 @@ def may_rebuild(ledger: Ledger, job: str, who: str) -> bool:
 
 
 def _let_go(ledger: Ledger, job: str) -> None:
-    with ledger.reaching():
+    with suppress(Transient), ledger.reaching():
         ledger.redis.delete(keys.recovery(job))

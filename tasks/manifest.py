@@ -1,13 +1,14 @@
 """The manifest of a job in its store: what a ledger that lost its data needs to know of it, beside the chunks.
 
-It has up to three parts, each an object of its own that is written whole: how the job was made, that it is sealed, and
-that it ended by will or fault. So no part is ever read, changed and written again, by nobody. Chunk inputs and results
-are in the store anyway; that a job is done follows from them.
+It has up to three parts: how the job was made, that it is sealed, and that it ended by will or fault. Each is an object
+of its own, a line of JSON and its checksum, and is written whole; so none is ever read, changed and written again.
+Chunk inputs and results are in the store anyway; that a job is done follows from them.
 """
 
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar
@@ -79,7 +80,7 @@ def note_made(store: Store, ledger: Ledger, spec: JobSpec, *, gate: int, ticket_
     """Note a job that the ledger has, unless that was done. From now on it outlives the ledger's data."""
     ledger_id = ledger.identity.id()
     made = Made(spec=spec, ledger=ledger_id, gate=gate, ticket_s=ticket_s, created_ms=ledger.now_ms())
-    store.create(keys.manifest_made(spec.job, ledger_id), made.model_dump_json().encode())
+    store.create(keys.manifest_made(spec.job, ledger_id), _to_bytes(made))
 
 
 def note_sealed(store: Store, spec: JobSpec, totals: Sealed) -> None:
@@ -137,13 +138,25 @@ def listed(store: Store) -> Iterator[Listed]:
 
 
 def _put(store: Store, key: str, part: Message) -> None:
-    store.put(key, part.model_dump_json().encode())
+    store.put(key, _to_bytes(part))
+
+
+def _to_bytes(part: Message) -> bytes:
+    data = part.model_dump_json().encode()
+    return data + b"\n" + _checksum(data)
 
 
 def _get(store: Store, key: str, kind: type[M]) -> M:
+    data, _, checksum = store.get(key).rpartition(b"\n")
+    if checksum != _checksum(data):
+        raise DamagedObject(f"{key} in {store.url} is damaged: its checksum is not that of its content.", key=key)
     try:
-        return kind.model_validate_json(store.get(key))
+        return kind.model_validate_json(data)
     except ValidationError as exc:
         raise DamagedObject(
             f"{key} in {store.url} is damaged, or of a newer release: {explain(exc)}.", key=key
         ) from exc
+
+
+def _checksum(data: bytes) -> bytes:
+    return b"%08x" % zlib.crc32(data)

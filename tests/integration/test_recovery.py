@@ -431,12 +431,23 @@ def test_a_job_without_a_manifest_is_unknown(site):
         rebuild(site.office, site.job)
 
 
+@pytest.mark.parametrize("part", [0, 1])
+def test_an_altered_manifest_is_damaged(site, part):
+    """A field of another name would be a column of another name, and all else would be right."""
+    path = sorted(site.store.list_keys(keys.manifest(site.job)))[part]
+    data = site.store.get(path)
+    for at in (len(data) // 2, len(data) - 1):
+        site.store.put(path, data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        with pytest.raises(DamagedObject, match=f"^{path} in .* is damaged: its checksum is not that of its content"):
+            rebuild(site.office, site.job)
+
+
 @pytest.mark.parametrize("data", [b"", b"{}", b"[", b"\xff" * 9, b'{"version":2}'])
 @pytest.mark.parametrize("part", [0, 1])
 def test_a_manifest_that_makes_no_sense_is_damaged(site, data, part):
     """The line names the object, and the ledger learns nothing of the job."""
     path = sorted(site.store.list_keys(keys.manifest(site.job)))[part]
-    site.store.put(path, data)
+    site.store.put(path, data + b"\n%08x" % zlib.crc32(data))
     site.lose()
     with pytest.raises(DamagedObject, match=f"^{path} in .* is damaged, or of a newer release: ") as caught:
         rebuild(site.office, site.job)
@@ -493,12 +504,9 @@ def test_an_emptied_ledger_is_filled_again_by_who_remembers_it(site, look):
     ours = look()
     other = Ledger(site.desk.ledger.redis)
     foreign = site.desk.spec.model_copy(update={"job": "encode-foreign"})
-    site.store.put(
-        keys.manifest_made("encode-foreign", "another-ledger"),
-        manifest.Made(spec=foreign, ledger="another-ledger", gate=1, ticket_s=1, created_ms=1)
-        .model_dump_json()
-        .encode(),
-    )
+    stranger = Ledger(site.desk.ledger.redis)
+    stranger.identity.id = lambda: "another-ledger"
+    manifest.note_made(site.store, stranger, foreign, gate=1, ticket_s=1)
     site.lose()
     look(ours)
     assert site.tokens() == site.on_record
@@ -588,7 +596,6 @@ def test_a_comparison_that_failed_is_tried_again(site, look, monkeypatch, error)
         context.setattr(recovery, "rebuild", fail)
         look(ours)
     assert site.desk.ledger.jobs() == []
-    site.desk.ledger.redis.delete(keys.recovery(site.job))
     look(ours)
     assert site.tokens() == site.on_record
 
@@ -607,13 +614,13 @@ def test_a_job_that_makes_no_sense_does_not_keep_others_from_coming_back(site, l
 def test_the_youngest_job_has_its_key(site, look, make_site):
     """The same command finds the job that it made last, whichever comes back first."""
     ours = look()
-    first, second = (make_site(key="the same", job=name) for name in ("encode-b", "encode-a"))
+    first, second = (make_site(key="the-same", job=name) for name in ("encode-b", "encode-a"))
     assert first.desk.status.created_ms <= second.desk.status.created_ms
     for jobs in ((first, second), (second, first)):
         site.lose()
         for job in jobs:
             rebuild(job.office, job.job)
-        assert site.desk.ledger.find("the same").job == second.job
+        assert site.desk.ledger.find("the-same").job == second.job
     assert ours
 
 
