@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,7 +19,7 @@ import pytest
 
 from tests.acceptance.conftest import Shell, texts
 from tests.faults.report import REPORT
-from tests.faults.rig import CHUNK_ROWS, Rig, open_rig
+from tests.faults.rig import Rig, open_rig
 
 IS_LONG = os.environ.get("FAULTS") == "long"
 

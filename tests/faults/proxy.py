@@ -25,7 +25,7 @@ BLOCK = 1 << 16
 class Verdict(enum.Enum):
     """What becomes of the bytes that sprang a trap."""
 
-    PASS = "they go on"
+    FORWARD = "they go on"
     DROP = "they vanish, and all that would follow on this connection"
     CUT = "they vanish, and both ends see a reset"
 
@@ -74,7 +74,7 @@ class Link:
     def __init__(self, client: socket.socket, server: socket.socket | None, proxy: Proxy) -> None:
         self.port: int = client.getpeername()[1]
         self.request = b""
-        self.fate = Verdict.PASS if server else Verdict.DROP
+        self.fate = Verdict.FORWARD if server else Verdict.DROP
         self._is_answered = False
         self._met: set[int] = set()
         self._client, self._server, self._proxy = client, server, proxy
@@ -112,9 +112,9 @@ class Link:
         self._close()
 
     def _take(self, data: bytes, *, is_request: bool) -> None:
-        if self.fate is Verdict.PASS:
+        if self.fate is Verdict.FORWARD:
             self.fate = self._judge(data, is_request=is_request)
-        if self.fate is Verdict.PASS and self._server:
+        if self.fate is Verdict.FORWARD and self._server:
             time.sleep(self._proxy.delay_s)
             (self._server if is_request else self._client).sendall(data)
 
@@ -129,7 +129,7 @@ class Link:
             if id(trap) not in self._met and self._fits(trap, data, is_request=is_request) and trap.springs():
                 self._met.add(id(trap))
                 verdict = trap.act(self, data)
-                if verdict is not Verdict.PASS:
+                if verdict is not Verdict.FORWARD:
                     return verdict
         return self.fate  # it may have changed meanwhile
 

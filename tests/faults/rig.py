@@ -86,7 +86,7 @@ class Rig:
     def spawn_worker(self, model: str = SLOW, slots: int = 2, **environment: str) -> subprocess.Popen[str]:
         """Start one more node, and do not wait for it."""
         arguments = ("worker", "--model", model, "--devices", "cpu", "--processes-per-device", slots)
-        worker = self._spawn(*arguments, **environment)
+        worker = self.spawn(*arguments, **environment)
         self.workers.setdefault(model, []).append(worker)
         return worker
 
@@ -157,13 +157,13 @@ class Rig:
         corpus = self.shell.write(f"{number}.txt", texts(rows))
         out = self.shell.folder / f"{number}.parquet"
         command = ("encode", corpus, "--model", model, "--out", out, "--chunk-rows", CHUNK_ROWS)
-        process = self._spawn(*command)
+        process = self.spawn(*command)
         (job,) = wait_until(lambda: set(self.ledger.jobs()) - before, "the job exists")
         return Running(job, process, out, rows, command)
 
     def run_again(self, running: Running) -> None:
         """Run the same command again, after its process ended."""
-        running.process = self._spawn(*running.command)
+        running.process = self.spawn(*running.command)
 
     def recorded(self, job: str) -> int:
         """Return how many chunks of a job are recorded; 0 if the ledger does not know it."""
@@ -208,9 +208,7 @@ class Rig:
         assert code == 0, f"exit {code}"
         return self.note(fault, pq.read_table(running.out), injected=injected, recoveries_s=recoveries_s)
 
-    def note(
-        self, fault: str, found: pa.Table, *, injected: int = 1, recoveries_s: list[float] | None = None
-    ) -> Tally:
+    def note(self, fault: str, found: pa.Table, *, injected: int = 1, recoveries_s: list[float] | None = None) -> Tally:
         """Compare a result with the beginning of the one without faults, and put the tally into the report."""
         expected = self.expected.slice(0, int(found["row"].to_numpy().max()) + 1)
         tally = compare(found, expected)
@@ -219,7 +217,7 @@ class Rig:
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
-    def _spawn(self, *arguments: object, **environment: str) -> subprocess.Popen[str]:
+    def spawn(self, *arguments: object, **environment: str) -> subprocess.Popen[str]:
         """Start a command; it writes to a file, because nobody reads a pipe here until it is full."""
         log = self.shell.folder / f"{len(self.shell.started):03}-{arguments[0]}.log"
         with log.open("w") as file:

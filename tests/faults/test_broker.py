@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
+import psutil
 import pytest
 import redis
 
@@ -51,9 +52,9 @@ def kill_clients(rig: Rig) -> None:
 def block(rig: Rig) -> None:
     """Keep the server busy with a script, so that it answers BUSY to all others."""
     rig.server.redis.config_set("busy-reply-threshold", 100)
-    loop = "local start = redis.call('TIME')[1]; while redis.call('TIME')[1] - start < %d do end" % by_size(4, 20)
+    loop = "local start = redis.call('TIME')[1]; while redis.call('TIME')[1] - start < tonumber(ARGV[1]) do end"
     with redis.Redis.from_url(rig.server.url, socket_timeout=60) as client:
-        client.eval(loop, 0)
+        client.eval(loop, 0, by_size(4, 20))
 
 
 def fill_up(rig: Rig) -> None:
@@ -61,7 +62,7 @@ def fill_up(rig: Rig) -> None:
 
     def fill(*_: object) -> Verdict:
         rig.server.redis.config_set("maxmemory", 1)
-        return Verdict.PASS
+        return Verdict.FORWARD
 
     trap = rig.proxy.set(Trap(b"BRPOP", fill, reply=b"penstock.encode"))
     wait_until(lambda: trap.sprung, "a ticket is taken")
@@ -141,7 +142,6 @@ def test_connections_that_fall_silent_while_idle_are_noticed(rig: Rig) -> None:
 def test_a_connection_that_falls_silent_at_a_step_is_noticed(rig: Rig, step: str) -> None:
     """All connections fall silent in mid-chunk, at a record or at the submission, and new ones for a while too."""
     rig.need_worker()
-    running = None
 
     def silence(_: Link, __: bytes) -> Verdict:
         rig.proxy.silence(new_ones=True)
@@ -165,11 +165,8 @@ def test_a_step_whose_reply_is_lost_happens_once(rig: Rig, step: str, verdict: V
     times = by_size(2, 10) if step not in {"create", "seal", "free"} else 1
     trap = rig.proxy.set(Trap(evalsha(step), lambda *_: verdict, reply=b"", times=times))
     running = rig.start_encode(200)
-    slot = rig.working_slot(running.job) if step == "free" else None
-    if slot:
-        import psutil
-
-        psutil.Process(slot.pid).kill()
+    if step == "free":  # which a node does for a slot that died
+        psutil.Process(rig.working_slot(running.job).pid).kill()
     since = now()
     recovery_s = rig.recovery_s(running.job, since, RESUMES_SILENT_S)
     fault = f"reply lost: {step}"

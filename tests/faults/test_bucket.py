@@ -23,7 +23,9 @@ from tests.faults.steps import STEPS_OF_A_CHUNK, Step, chunk_of, evalsha
 BROKEN = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 AWAY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
-THROTTLED = b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
+THROTTLED = (
+    b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
+)
 THROTTLED = THROTTLED % len(_SLOW_DOWN) + _SLOW_DOWN
 TOO_MANY = b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
@@ -76,30 +78,34 @@ def test_a_slot_that_is_killed_between_two_steps_costs_one_attempt(rig: Rig, buc
     model, rows = ("fake:ms_per_row=70", 60) if step.name == "compute" else (SLOW, 150)
     for _ in range(by_size(1, 10)):
         rig.need_worker(model, slots=2)
-        chunks, claims = [], {}
-
-        def kill(link: Link, data: bytes, chunks: list[int] = chunks) -> Verdict:
-            chunks.append(chunk_of(link.request))
-            return rig.kill_owner(link, data)
-
-        def observe(link: Link, _: bytes, claims: dict[int, int] = claims) -> Verdict:
-            chunk = chunk_of(link.request)
-            claims[chunk] = int(rig.server.redis.hget(f"penstock:job:{job}:attempts", str(chunk)) or 0)
-            return Verdict.PASS
-
-        trap = Trap(step.request, kill, reply=step.reply)
-        rig.proxy.set(Trap(evalsha("record"), observe, times=None))
-        (bucket if step.is_in_store else rig.proxy).set(trap)
-        job = rig.submit(rows, model)
-        wait_until(lambda trap=trap: trap.sprung, "the slot is killed")
-        since = now()
-        wait_until(lambda job=job, chunks=chunks: chunks and rig.is_recorded(job, chunks[0]), "its chunk is done")
-        fault = f"slot killed between steps: {step.name}"
-        assert rig.settle(fault, job, recoveries_s=[now() - since]) == FLAWLESS
-        assert step.attempts in {0, claims[chunks[0]]}
-        assert set(claims.values()) <= {1, step.attempts}
+        kill_once_at(step, rig, bucket, model, rows)
         rig.proxy.clear()
         bucket.clear()
+
+
+def kill_once_at(step: Step, rig: Rig, bucket: Proxy, model: str, rows: int) -> None:
+    """Run a job in which one slot is killed at a step, and check what became of its chunk."""
+    killed: list[int] = []
+    claims: dict[int, int] = {}
+
+    def kill(link: Link, data: bytes) -> Verdict:
+        killed.append(chunk_of(link.request))
+        return rig.kill_owner(link, data)
+
+    def observe(link: Link, _: bytes) -> Verdict:
+        chunk = chunk_of(link.request)
+        claims[chunk] = rig.attempts(job, chunk)
+        return Verdict.FORWARD
+
+    rig.proxy.set(Trap(evalsha("record"), observe, times=None))
+    (bucket if step.is_in_store else rig.proxy).set(Trap(step.request, kill, reply=step.reply))
+    job = rig.submit(rows, model)
+    wait_until(lambda: killed, "the slot is killed")
+    since = now()
+    wait_until(lambda: rig.is_recorded(job, killed[0]), "its chunk is done")
+    assert rig.settle(f"slot killed: {step.name}", job, recoveries_s=[now() - since]) == FLAWLESS
+    assert step.attempts in {0, claims[killed[0]]}
+    assert set(claims.values()) <= {1, step.attempts}
 
 
 def answer(data: bytes) -> Act:
@@ -124,7 +130,7 @@ READ, WRITE = b"GET /corpora/penstock/jobs/", b"PUT /corpora/penstock/jobs/"
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_store_that_fails_for_a_while_costs_nothing(  # noqa: PLR0913 - a fault is three of them
+def test_a_store_that_fails_for_a_while_costs_nothing(
     rig: Rig, bucket: Proxy, fault: str, act: Act, reply: bytes | None, request_: bytes
 ) -> None:
     """Reads and writes of chunks fail for some requests in a row; then the work goes on."""

@@ -29,7 +29,7 @@ def test_a_host_whose_clock_is_ten_minutes_off_takes_nothing_from_others(rig: Ri
     rig.stop_workers()
     rig.start_worker(slots=1)
     rig.start_worker(slots=1, **in_another_time(offset))
-    claims = rig.proxy.set(Trap(evalsha("claim"), lambda *_: Verdict.PASS, reply=b"leased", times=None))
+    claims = rig.proxy.set(Trap(evalsha("claim"), lambda *_: Verdict.FORWARD, reply=b"leased", times=None))
     since = now()
     running = rig.start_encode(by_size(300, 10_000))
     recovery_s = rig.recovery_s(running.job, since)
