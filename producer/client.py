@@ -21,13 +21,23 @@ from producer.runs import Run
 from producer.submission import PATIENCE_S, submit
 from producer.writers import check_kept
 from tasks import broker, delivery, manifest, weights
-from tasks.errors import BadInput, JobRefused, Permanent, StoreFull, Transient, UsageError
+from tasks.errors import (
+    BadInput,
+    JobRefused,
+    Permanent,
+    StoreFull,
+    Transient,
+    UnknownJob,
+    UnreadableJob,
+    UsageError,
+)
 from tasks.ledger import Ledger
 from tasks.messages import EncodeOptions, JobSpec, ModelSpec, OnError, explain, new_job_id
 from tasks.reconciler import Reconciler
 from tasks.recovery import Office
 from tasks.retrying import retry_transient
 from tasks.settings import Settings
+from tasks.signing import Signer
 from tasks.store import open_store, store_id
 from tasks.workforce import SlotStatus
 
@@ -64,11 +74,11 @@ class Client:
         self._server: EmbeddedServer | None = None
         self._workers: EmbeddedWorkers | None = None
         self._uncollected: set[str] = set()
-        self.ledger = Ledger(broker.connect(url), url)
+        self.ledger = Ledger(broker.connect(url), url, Signer.read(self.settings.signing_key_file))
         self.ledger.ping()
         self.store = open_store(self.settings.store_url or url, redis_limit_bytes=self.settings.redis_store_limit_bytes)
         self.store_id = store_id(self.store)
-        self.app = delivery.make_app(url)
+        self.app = delivery.make_app(url, self.ledger.signer)
         self.office = Office(self.ledger, self.store, self.app)
         self._reconciler = Reconciler(self.office, who="client", every_s=self.settings.reconcile_s)
 
@@ -164,7 +174,10 @@ class Client:
             self.ledger.workforce.forget(slot.slot)
         done = 0
         for job in self.ledger.active_jobs():
-            status = self.ledger.status(job)
+            try:
+                status = self.ledger.status(job)
+            except UnreadableJob:
+                continue
             done += status.recorded
             for chunk, token in self.ledger.leases(status.spec):
                 delivery.publish(self.app, status.spec, self.ledger.free(status.spec, chunk, token))
@@ -304,8 +317,16 @@ class Client:
         return Job(self, self.ledger.spec(job))
 
     def jobs(self) -> list[Job]:
-        """Return all jobs, oldest first."""
-        return [self.job(job) for job in self.ledger.jobs()]
+        """Return all jobs that this release can read, oldest first."""
+        found = []
+        for job in self.ledger.jobs():
+            try:
+                found.append(self.job(job))
+            except UnknownJob:  # removed meanwhile
+                continue
+            except UnreadableJob as exc:
+                log.warning("Job not shown: %s", exc, extra={"action": "list", "job": job})
+        return found
 
     def end(self, spec: JobSpec, state: Literal["cancelled", "failed"], reason: str = "") -> str:
         """End a job. Returns the state that it has now."""

@@ -16,7 +16,7 @@ from typing import TypeVar
 from producer.client import Client
 from producer.submission import PATIENCE_S
 from tasks import keys
-from tasks.errors import UnknownJob, UsageError
+from tasks.errors import UnknownJob, UnreadableJob, UsageError
 from tasks.messages import JOB_ID_PATTERN
 from tasks.retrying import retry_transient
 
@@ -50,7 +50,7 @@ def jobs_ended_before(client: Client, seconds: float) -> Iterator[str]:
     """Yield the jobs that ended more than so many seconds ago, by the broker's clock, oldest first."""
     limit_ms = client.ledger.now_ms() - 1000 * seconds
     for job in client.ledger.jobs():
-        with suppress(UnknownJob):  # somebody else removed it meanwhile
+        with suppress(UnknownJob, UnreadableJob):  # somebody else removed it meanwhile, or it is of another release
             status = client.ledger.status(job)
             if status.is_over and status.finished_ms < limit_ms:
                 yield job

@@ -11,20 +11,31 @@ import sys
 from typing import Any
 
 from celery.signals import celeryd_init, worker_init
+from celery.worker.control import Panel
 from pydantic import ValidationError
 
-from tasks import delivery
+from tasks import broker, delivery, transport
 from tasks.chunk import run_chunk
 from tasks.endings import EXIT_ENGINE_BROKEN
 from tasks.errors import EngineBroken, Transient
+from tasks.ledger import Ledger
 from tasks.messages import Ticket, explain
 from tasks.settings import Settings
+from tasks.signing import Signer
 from tasks.slot import Slot
 
 log = logging.getLogger(__name__)
 
 #: The broker of `celery -A tasks.app ...` when no setting names one.
 DEFAULT_BROKER_URL = "redis://localhost:6379/0"
+
+#: What a node does when it is asked over the broker: it says what it is and does. It takes no orders there, so whoever
+#: may watch cannot stop it, end its tasks, or have it write files.
+ANSWERED = {
+    *("ping", "stats", "conf", "registered", "active_queues", "clock", "heartbeat", "enable_events", "disable_events"),
+    *("active", "reserved", "scheduled", "revoked", "query_task"),
+    *("dump_active", "dump_reserved", "dump_schedule", "dump_revoked", "dump_conf", "dump_tasks"),
+}
 
 app = delivery.make_app(lambda: Settings.load().broker_url or DEFAULT_BROKER_URL)
 
@@ -45,7 +56,7 @@ def _use_consumer_settings(conf: Any, **_: Any) -> None:
 
 
 @worker_init.connect
-def _refuse_without_engine(**_: Any) -> None:
+def _prepare_node(sender: Any, **_: Any) -> None:
     if not installed.has_engine:
         sys.exit(
             "This node has no engine and would swallow tickets: start it with `penstock worker --model MODEL`, or "
@@ -53,6 +64,12 @@ def _refuse_without_engine(**_: Any) -> None:
         )
     # A prefork parent takes tickets while its slots still load, so it begins with no queue at all.
     app.amqp.queues.select([])
+    settings = Settings.load()
+    url = settings.broker_url or DEFAULT_BROKER_URL
+    signer = Signer.read(settings.signing_key_file)
+    transport.keep_door(transport.Door(sender.hostname, Ledger(broker.connect(url), url), signer))
+    for name in set(Panel.data) - ANSWERED:
+        del Panel.data[name]
 
 
 @app.task(name="penstock.encode")

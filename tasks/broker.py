@@ -34,10 +34,10 @@ def check_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         _ = parts.port
-    except ValueError as exc:
+    except ValueError:
         raise UsageError(
             f"--broker {redact(url)}: no URL. In a password, write /, ?, # and @ as %2F, %3F, %23 and %40."
-        ) from exc
+        ) from None  # its text quotes what it took for a port: a part of the password
     if parts.scheme not in _SCHEMES:
         raise UsageError(
             f"--broker {redact(url)}: penstock needs Redis or Valkey: redis://HOST:PORT/DB, rediss://... or "
@@ -73,6 +73,26 @@ def redis_url(url: str) -> str:
 def celery_url(url: str) -> str:
     """Return the URL in Celery's form (``redis+socket://PATH?virtual_host=N``)."""
     return _translate(url, {"unix": "redis+socket"}, {"db": "virtual_host"})
+
+
+def with_tls(url: str, *, ca: object = None, cert: object = None, key: object = None) -> str:
+    """Return a ``rediss://`` URL with options that have the server's certificate and name checked; others as they are.
+
+    redis-py and kombu know these options. Those that the URL has already stay.
+
+    Args:
+        url: a URL of any scheme.
+        ca: file with the certificates of those who may vouch for the server; the system's if None.
+        cert: file with our own certificate.
+        key: file with its key.
+    """
+    if not url.startswith("rediss://"):
+        return url
+    options = {"ssl_cert_reqs": "required", "ssl_check_hostname": "true"}
+    files = {"ssl_ca_certs": ca, "ssl_certfile": cert, "ssl_keyfile": key}
+    options |= {name: str(file) for name, file in files.items() if file is not None}
+    head, _, query = url.partition("?")
+    return f"{head}?{urlencode({**options, **dict(parse_qsl(query))})}"
 
 
 def _translate(url: str, schemes: dict[str, str], names: dict[str, str]) -> str:

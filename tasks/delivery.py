@@ -16,7 +16,9 @@ from kombu.exceptions import OperationalError
 
 from tasks import broker
 from tasks.errors import BrokerUnavailable
-from tasks.messages import VERSION, JobSpec
+from tasks.messages import VERSION, JobSpec, Ticket
+from tasks.screening import SIGNATURE
+from tasks.signing import Signer
 
 log = logging.getLogger(__name__)
 
@@ -83,11 +85,12 @@ _CONSUME: dict[str, Any] = {
 }
 
 
-def make_app(broker_url: str | Callable[[], str]) -> Celery:
+def make_app(broker_url: str | Callable[[], str], signer: Signer | None = None) -> Celery:
     """Return a Celery application with a client's delivery settings; a node adds ``consume_settings``.
 
     Args:
         broker_url: the broker, or a function that finds it when it is first needed.
+        signer: signs its tickets.
     """
 
     def settings() -> dict[str, Any]:
@@ -96,6 +99,7 @@ def make_app(broker_url: str | Callable[[], str]) -> Celery:
 
     app = Celery("penstock", set_as_current=False)
     app.add_defaults(settings)
+    app.signer = signer or Signer()
     return app
 
 
@@ -126,11 +130,17 @@ def publish(app: Celery, spec: JobSpec, chunks: Sequence[int]) -> None:
                     queue=spec.queue,
                     task_id=f"{spec.job}:{chunk}",
                     root_id=spec.job,
+                    headers=_signed(app, spec.job, chunk),
                     reply_to="nobody",  # instead of a UUID
                     producer=producer,
                 )
     except (OSError, OperationalError, redis.RedisError) as exc:
         raise BrokerUnavailable(f"Tickets of job {spec.job} could not be published: {exc}") from exc
+
+
+def _signed(app: Celery, job: str, chunk: int) -> dict[str, str]:
+    signature = app.signer.sign_ticket(Ticket(version=VERSION, job=job, chunk=chunk))
+    return {SIGNATURE: signature} if signature else {}
 
 
 def publish_or_leave(app: Celery, spec: JobSpec, chunks: Sequence[int]) -> None:

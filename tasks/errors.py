@@ -17,6 +17,7 @@
         ├── JobFailed             the job ended without all its results   exit 1
         ├── WorkerStopped         a worker process gave up                exit 1
         ├── JobRefused            another store, or other weights         exit 3
+        ├── UnreadableJob         another release made it, or a forger     exit 1
         ├── StoreFull             the job outgrows a redis:// store       exit 2
         └── DamagedObject         a stored object is not what was written exit 1
 
@@ -121,6 +122,10 @@ class JobRefused(Permanent):
     """No worker takes the job: they use another store, or other weights."""
 
     exit_code = 3
+
+
+class UnreadableJob(Permanent):
+    """The job was made by another release of penstock, or is not signed with a key of this one."""
 
 
 class StoreFull(Permanent):

@@ -14,7 +14,7 @@ penstock:job:J:attempts hash   chunk -> claims so far                chunk    le
 penstock:job:J:journal  hash   chunk -> what ended attempts taught;  chunk    ledger steps slot
                                chunk:now -> rows at work; chunk:why
                                -> how the last attempt ended
-penstock:job:J:done     hash   chunk -> "token rows failed truncated for ever slot         client
+penstock:done:J         hash   chunk -> "token rows failed truncated for ever slot         client
                                tokens padded bytes crc32"
 penstock:job:J:failed   set    recorded chunks with error rows       for ever ledger steps client
 penstock:job:J:refusals hash   slot -> why it will not do this job   for ever slot         client
@@ -29,6 +29,7 @@ penstock:ledger:STORE   string the server for which it was compared  for ever cl
                                with the jobs of the store STORE
 penstock:job:J:recovery string the process that rebuilds the job     seconds  client, node client, node
 penstock:reconciler     string the process that reconciles just now  seconds  node, client node, client
+penstock:parked         list   messages that no node could read      newest   node         client
 penstock.OPERATION.D    list   Celery's tickets for model digest D   tickets  client, slot node
 ======================= ====== ===================================== ======== ============ ============
 
@@ -55,6 +56,7 @@ SLOTS = "penstock:slots"
 DRAINED = "penstock:drained"
 RECONCILER = "penstock:reconciler"
 LEDGER = "penstock:ledger"
+PARKED = "penstock:parked"
 
 STORE_ID = "penstock-store-id"
 MANIFESTS = "manifests/"
@@ -93,8 +95,8 @@ def failed(job_id: str) -> str:
 
 
 def done(job_id: str) -> str:
-    """Return the hash of a job's recorded chunks."""
-    return f"penstock:job:{job_id}:done"
+    """Return the hash of a job's recorded chunks. Not below the job's: who may write that may not write this."""
+    return f"penstock:done:{job_id}"
 
 
 def recovery(job_id: str) -> str:

@@ -17,28 +17,37 @@ import redis
 
 from tasks import keys
 from tasks.broker import redact
-from tasks.errors import BrokerFull, BrokerUnavailable, UnknownJob
+from tasks.errors import BrokerFull, BrokerUnavailable, UnknownJob, UnreadableJob
 from tasks.identity import Identity
 from tasks.journal import Journal, Span
-from tasks.messages import JOB_ID_PATTERN, JobSpec, Receipt
+from tasks.messages import JOB_ID_PATTERN, JobSpec, Receipt, read_spec
 from tasks.records import JobStatus, Lease, Recorded, Refusal, read_record, read_status, write_record
+from tasks.signing import Signer
 from tasks.steps import STEPS
 from tasks.workforce import SlotStatus, Workforce
 
 #: Seconds that a ticket may be under way between a node and its slot before it counts as lost.
 TICKET_GRACE_S = 5.0
-
+#: Seconds after which a chunk of a job whose spec cannot be believed may be claimed by another.
+UNREADABLE_S = 2.0
 
 #: What a server answers that is full, busy, loading or changing its role: the same command may succeed later.
 _PASSING = re.compile(r"\b(OOM|READONLY|MISCONF|BUSY|LOADING|MASTERDOWN|TRYAGAIN|CLUSTERDOWN|NOREPLICAS)\b")
 
 
 class Ledger:
-    """The jobs of one broker."""
+    """The jobs of one broker.
 
-    def __init__(self, client: redis.Redis, url: str = "") -> None:
+    Args:
+        client: its connection.
+        url: its address, to be shown.
+        signer: signs the specs of jobs that are made here, and judges those that are there.
+    """
+
+    def __init__(self, client: redis.Redis, url: str = "", signer: Signer | None = None) -> None:
         self.redis = client
         self.url = url
+        self.signer = signer or Signer()
         self.workforce = Workforce(self)
         self.identity = Identity(self)
         self._steps = {name: client.register_script(source) for name, source in STEPS.items()}
@@ -52,10 +61,11 @@ class Ledger:
 
     def create(self, spec: JobSpec, *, gate: int, ticket_s: float) -> None:
         """Note a new job in state submitting."""
+        text = spec.model_dump_json()
         with self.reaching():
             self._steps["create"](
                 keys=[*keys.step_keys(spec.job, spec.queue), keys.JOBS, keys.submission(spec.key)],
-                args=[spec.job, spec.model_dump_json(), gate, _ms(ticket_s)],
+                args=[spec.job, text, gate, _ms(ticket_s), self.signer.sign_spec(text)],
             )
 
     def announce(self, spec: JobSpec, chunk: int, rows: int, size_bytes: int) -> tuple[str, list[int]]:
@@ -72,13 +82,21 @@ class Ledger:
 
     def claim(self, job: str, chunk: int, *, queue: str, slot: str, lease_s: float) -> Lease | Refusal:
         """Ask for a chunk. The lease holds for ``lease_s`` seconds unless it is touched."""
+        names = keys.step_keys(job, queue)
         with self.reaching():
-            answer = self._steps["claim"](keys=keys.step_keys(job, queue), args=[chunk, slot, _ms(lease_s)])
+            answer = self._steps["claim"](keys=names, args=[chunk, slot, _ms(lease_s)])
         if answer[0] != "leased":
             return Refusal(answer[1])
-        spec = JobSpec.model_validate_json(answer[3])
-        journal = Journal.read(*answer[5:8])
-        return Lease(job, chunk, int(answer[1]), int(answer[2]), spec, answer[4], journal, tuple(answer[8:]))
+        try:
+            spec = self._believe(job, answer[3], answer[4])
+        except UnreadableJob as exc:
+            # No ticket that this gives is published: whoever can read the job has them issued again.
+            with self.reaching():
+                self._steps["free"](keys=names, args=[chunk, answer[1], 1, _ms(UNREADABLE_S), ""])
+                self.redis.hset(keys.refusals(job), slot, str(exc))
+            return Refusal(str(exc))
+        journal = Journal.read(*answer[6:9])
+        return Lease(job, chunk, int(answer[1]), int(answer[2]), spec, answer[5], journal, tuple(answer[9:]))
 
     def touch(self, lease: Lease, lease_s: float) -> bool:
         """Extend a lease. False: it is no longer this slot's, and the work is for nothing."""
@@ -120,7 +138,7 @@ class Ledger:
         freed = None
         if slot.claim:
             job, chunk, token = slot.claim.split()
-            with suppress(UnknownJob):
+            with suppress(UnknownJob, UnreadableJob):
                 spec = self.spec(job)
                 freed = spec, self.free(spec, int(chunk), int(token), blame=blame)
         self.workforce.forget(slot.slot)
@@ -172,10 +190,11 @@ class Ledger:
         ``totals``: its chunks, rows, input bytes and kept types if it is sealed.
         """
         sealed = (*totals[:3], json.dumps(totals[3])) if totals else ()
+        text = spec.model_dump_json()
         with self.reaching():
             self._steps["restore"](
                 keys=[*keys.step_keys(spec.job, spec.queue), keys.JOBS, keys.submission(spec.key)],
-                args=[spec.job, spec.model_dump_json(), _ms(ticket_s), created_ms, *sealed],
+                args=[spec.job, text, _ms(ticket_s), created_ms, self.signer.sign_spec(text), *sealed],
             )
 
     def adopt(self, spec: JobSpec, chunk: int, token: int, receipt: Receipt) -> bool:
@@ -194,12 +213,15 @@ class Ledger:
 
         Raises:
             UnknownJob: the ledger has no such job.
+            UnreadableJob: another release made it, or nobody with a key of this ledger.
         """
-        with self.reaching():
-            found = self.redis.hget(keys.job(job), "spec") if _is_job_id(job) else None
-        if found is None:
+        spec, signature = None, None
+        if _is_job_id(job):
+            with self.reaching():
+                spec, signature = cast("list[str | None]", self.redis.hmget(keys.job(job), ["spec", "signature"]))
+        if spec is None:
             raise UnknownJob(f"No job {job!r} in {self.where}. `penstock jobs` lists those that there are.")
-        return JobSpec.model_validate_json(cast("str", found))
+        return self._believe(job, spec, signature or "")
 
     def find(self, key: str) -> JobSpec | None:
         """Return the job that a submission key made, or None."""
@@ -280,6 +302,16 @@ class Ledger:
     def where(self) -> str:
         """The broker as it may be shown."""
         return redact(self.url) if self.url else "this ledger"
+
+    def _believe(self, job: str, spec: str, signature: str) -> JobSpec:
+        """Read a spec as it stands in the ledger, if it is signed as it should be."""
+        if not self.signer.takes_spec(spec, signature):
+            raise UnreadableJob(
+                f"Job {job} is {'wrongly' if signature else 'not'} signed: whoever made it has other keys in its "
+                "signing_key_file, or none.",
+                job=job,
+            )
+        return read_spec(job, spec)
 
     def _run(self, step: str, spec: JobSpec, *args: str | float) -> Any:
         with self.reaching():

@@ -6,6 +6,7 @@ All are frozen and validated, and refuse fields that they do not know. Nothing h
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import secrets
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from tasks.errors import UsageError
+from tasks.errors import UnreadableJob, UsageError
 
 #: Version of the ticket and of the job spec. Nodes are upgraded before clients.
 VERSION: Literal[1] = 1
@@ -21,7 +22,18 @@ VERSION: Literal[1] = 1
 #: Job ids become parts of Redis keys and store paths, so they hold nothing that could leave either.
 JOB_ID_PATTERN = r"^[a-z][a-z0-9-]{3,63}$"
 
+#: What names an object or a key of Redis: a submission key, a store.
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+#: A line that is shown to people: nothing in it moves a cursor or begins another line of a log.
+LINE_PATTERN = r"^[^\x00-\x1f\x7f]*$"
+#: Numbers up to this are exact wherever they pass: in Lua, in JSON, in Arrow.
+MOST = 2**53
+
 JobId = Annotated[str, Field(pattern=JOB_ID_PATTERN)]
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Line = Annotated[str, Field(pattern=LINE_PATTERN, max_length=256)]
+Count = Annotated[int, Field(ge=0, le=MOST)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Operation = Literal["encode"]
 VectorDtype = Literal["float32", "float16"]
 OnError = Literal["keep", "fail"]
@@ -44,8 +56,8 @@ class ModelSpec(Message):
     """
 
     engine: EngineName
-    name: Annotated[str, Field(min_length=1, max_length=1024)]
-    revision: Annotated[str, Field(max_length=256)] | None = None
+    name: Annotated[str, Field(min_length=1, max_length=1024, pattern=LINE_PATTERN)]
+    revision: Line | None = None
 
     @classmethod
     def parse(cls, model: str) -> ModelSpec:
@@ -108,7 +120,7 @@ class EncodeOptions(Message):
     normalize: bool = False
     truncate_dim: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     prompt: Annotated[str, Field(max_length=100_000)] | None = None
-    prompt_name: Annotated[str, Field(max_length=256)] | None = None
+    prompt_name: Line | None = None
     max_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     vector_dtype: VectorDtype = "float32"
 
@@ -150,11 +162,11 @@ class JobSpec(Message):
     operation: Operation = "encode"
     model: ModelSpec
     options: EncodeOptions
-    store_id: Annotated[str, Field(max_length=64)]
-    key: Annotated[str, Field(max_length=64)]
-    name: Annotated[str, Field(max_length=256)] = ""
+    store_id: Name
+    key: Name
+    name: Line = ""
     on_error: OnError = "keep"
-    keep_fields: tuple[str, ...] = ()
+    keep_fields: Annotated[tuple[Annotated[str, Field(max_length=256)], ...], Field(max_length=256)] = ()
 
     @property
     def queue(self) -> str:
@@ -164,6 +176,8 @@ class JobSpec(Message):
 
 class Ticket(Message):
     """The Celery message for a chunk: a hint that it may be worked on, never the truth."""
+
+    model_config = ConfigDict(strict=True)
 
     version: Literal[1]
     job: JobId
@@ -186,20 +200,51 @@ class Receipt(Message):
         size_bytes: length of the result object; crc32: its checksum.
     """
 
-    rows: Annotated[int, Field(ge=0)]
-    failed_rows: Annotated[int, Field(ge=0)] = 0
-    truncated_rows: Annotated[int, Field(ge=0)] = 0
-    tokens: Annotated[int, Field(ge=0)] = 0
-    padded_tokens: Annotated[int, Field(ge=0)] = 0
-    read_s: float = 0.0
-    tokenise_s: float = 0.0
-    model_s: float = 0.0
-    write_s: float = 0.0
-    slot: str = ""
-    weights: str = ""
-    dim: int = 0
-    size_bytes: int = 0
-    crc32: int = 0
+    rows: Count
+    failed_rows: Count = 0
+    truncated_rows: Count = 0
+    tokens: Count = 0
+    padded_tokens: Count = 0
+    read_s: Seconds = 0.0
+    tokenise_s: Seconds = 0.0
+    model_s: Seconds = 0.0
+    write_s: Seconds = 0.0
+    slot: Line = ""
+    weights: Line = ""
+    dim: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    size_bytes: Count = 0
+    crc32: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+
+def read_spec(job: str, text: str | bytes) -> JobSpec:
+    """Read what the ledger has as the spec of a job.
+
+    Raises:
+        UnreadableJob: it is of another version, another job's, or nonsense.
+    """
+    try:
+        spec = JobSpec.model_validate_json(text)
+    except ValidationError as exc:
+        version = _version(text)
+        if version not in {None, VERSION}:
+            raise UnreadableJob(
+                f"Job {job} has a spec of version {version}; this release reads version {VERSION}. Upgrade it: nodes "
+                "first, then clients.",
+                job=job,
+            ) from None
+        raise UnreadableJob(f"Job {job} has a spec that cannot be read: {explain(exc)}.", job=job) from None
+    if spec.job != job:
+        raise UnreadableJob(f"Job {job} has the spec of another job.", job=job)
+    return spec
+
+
+def _version(text: str | bytes) -> int | None:
+    """Return the version of a spec that this release cannot read, if it says one."""
+    try:
+        version = json.loads(text)["version"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return version if isinstance(version, int) else None
 
 
 def new_job_id(operation: Operation = "encode") -> str:
@@ -210,5 +255,6 @@ def new_job_id(operation: Operation = "encode") -> str:
 def explain(exc: Any) -> str:
     """Put a pydantic ValidationError into one line, without the values that it refused."""
     return "; ".join(
-        f"{'.'.join(map(str, error['loc']))}: {error['msg']}".removeprefix(": Value error, ") for error in exc.errors()
+        f"{'.'.join(str(part)[:64] for part in error['loc'])}: {error['msg']}".removeprefix(": Value error, ")
+        for error in exc.errors()[:20]
     )

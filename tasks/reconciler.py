@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from pydantic import ValidationError
-
 from tasks import delivery
-from tasks.errors import UnknownJob
+from tasks.errors import UnknownJob, UnreadableJob
 from tasks.losses import Losses
 from tasks.recovery import Office
 
@@ -22,6 +20,7 @@ class Reconciler:
         self._who = who
         self._every_s = every_s
         self._losses = Losses(office)
+        self._unreadable: set[str] = set()
 
     def look(self) -> None:
         """Look after all active jobs, unless another process did so in the last ``every_s`` seconds.
@@ -38,8 +37,12 @@ class Reconciler:
         for job in ledger.active_jobs():
             try:
                 spec = ledger.spec(job)
-            except (UnknownJob, ValidationError) as exc:  # removed meanwhile, or of a newer version
-                log.warning("Job left to others: %s", type(exc).__name__, extra={"action": "reconcile", "job": job})
+            except UnknownJob:  # removed meanwhile
+                continue
+            except UnreadableJob as exc:
+                if job not in self._unreadable:  # said once
+                    log.warning("Job left to others: %s", exc, extra={"action": "reconcile", "job": job})
+                self._unreadable.add(job)
                 continue
             delivery.publish(self._office.app, spec, ledger.reconcile(spec))
         self._losses.look()

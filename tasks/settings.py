@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +16,7 @@ from pydantic_settings import (
 )
 from yaml import YAMLError
 
+from tasks import broker
 from tasks.errors import UsageError
 from tasks.messages import explain
 
@@ -26,8 +28,7 @@ MIB = 1024 * KIB
 
 
 def _default_state_dir() -> Path:
-    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(base) / "penstock"
+    return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state", "penstock")
 
 
 class Settings(BaseSettings):
@@ -42,6 +43,14 @@ class Settings(BaseSettings):
         None,
         description="Where chunk inputs and results live: file://, s3://, gs://, az:// or redis://. Default: the "
         "broker's Redis for a cluster, the state folder for an embedded run.",
+    )
+    broker_tls_ca: Path | None = Field(
+        None, description="Certificates that a rediss:// server's is checked with. Default: the system's."
+    )
+    broker_tls_cert: Path | None = Field(None, description="Our own certificate, for a rediss:// server that asks.")
+    broker_tls_key: Path | None = Field(None, description="The key of broker_tls_cert. Default: in the same file.")
+    signing_key_file: Path | None = Field(
+        None, description="Keys that sign and check job specs and tickets, a line each; the first one signs."
     )
     state_dir: Path = Field(
         default_factory=_default_state_dir,
@@ -80,6 +89,9 @@ class Settings(BaseSettings):
         64 * MIB, description="Bytes of a job that a redis:// store takes at most, inputs and results each."
     )
     model: str | None = Field(None, description="Worker: the model that this node loads.")
+    trust_remote_code: bool = Field(
+        False, description="Worker: run Python code that the model's files bring along, with this worker's rights."
+    )
     devices: str = Field("auto", description="Worker: cpu, cuda (all), cuda:0,cuda:1 or auto.")
     workers: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Embedded: slots in all, shared out among the devices. Default: as for a worker."
@@ -102,6 +114,30 @@ class Settings(BaseSettings):
         if self.lease_s <= self.heartbeat_s:
             raise ValueError(f"lease_s ({self.lease_s:g}) must be more than heartbeat_s ({self.heartbeat_s:g})")
         return self
+
+    @model_validator(mode="after")
+    def _state_dir_has_a_place(self) -> Settings:
+        try:
+            self.state_dir.expanduser()
+        except RuntimeError as exc:
+            raise ValueError(f"state_dir ({self.state_dir}) lies in a home that this machine does not know") from exc
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _put_tls_into_urls(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Make the files of TLS options of the URLs, where redis-py, kombu and child processes find them."""
+        url, has_tls = str(values.get("broker_url")), any(values.get(f"broker_tls_{name}") for name in ("ca", "cert"))
+        if has_tls and url.startswith("redis://"):
+            raise ValueError("broker_tls_ca and broker_tls_cert are for rediss://, and broker_url is redis://")
+        files = {name: values.get(f"broker_tls_{name}") for name in ("ca", "cert", "key")}
+        urls = {name: values[name] for name in ("broker_url", "store_url") if isinstance(values.get(name), str)}
+        return {**values, **{name: broker.with_tls(url, **files) for name, url in urls.items()}}
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Show no password."""
+        for name, value in super().__repr_args__():
+            yield name, broker.redact(value) if name in {"broker_url", "store_url"} and value else value
 
     @classmethod
     def settings_customise_sources(

@@ -14,7 +14,7 @@ _PRELUDE = """
 local job, open, leases, attempts = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local journal, failed, active, queue = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 -- Not among the KEYS: who passes a key must be allowed to write it, and a submitter may only read this one.
-local done = job .. ':done'
+local done = string.gsub(job, '^penstock:job:', 'penstock:done:', 1)
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 
@@ -101,11 +101,11 @@ local function holds(chunk, token)
 end
 """
 
-#: ARGV job spec gate ticket_ms: the job exists, in state submitting. Returns 1, or 0 if it was there already.
+#: ARGV job spec gate ticket_ms signature: the job exists, in state submitting. Returns 1, or 0 if it was there already.
 CREATE = """
 if redis.call('EXISTS', job) == 1 then return 0 end
 redis.call('HSET', job, 'id', ARGV[1], 'spec', ARGV[2], 'state', 'submitting', 'gate', ARGV[3],
-           'ticket_ms', ARGV[4], 'created_ms', text(now))
+           'ticket_ms', ARGV[4], 'created_ms', text(now), 'signature', ARGV[5])
 redis.call('SADD', active, ARGV[1])
 redis.call('ZADD', KEYS[9], text(now), ARGV[1])
 redis.call('SET', KEYS[10], ARGV[1])
@@ -141,9 +141,9 @@ return tickets
 
 #: ARGV chunk slot lease_ms: a slot asks for a chunk. A slot does one chunk at a time, so a lease that it holds
 #: already is one whose reply was lost: it is granted anew and is no further attempt. Returns
-#: {'leased', token, attempts, spec, weights that began the job or '', journal: what was learned, rows then at work,
-#: how it ended, ticket...}, or {'void', why} if there is nothing to do. The ticket that led here left the queue, so
-#: another one may enter.
+#: {'leased', token, attempts, spec, its signature, weights that began the job or '', journal: what was learned, rows
+#: then at work, how it ended, ticket...}, or {'void', why} if there is nothing to do. The ticket that led here left the
+#: queue, so another one may enter.
 CLAIM = """
 local chunk = ARGV[1]
 if not is_live() then return {'void', get('state') or 'unknown job'} end
@@ -159,9 +159,9 @@ local count = redis.call('HINCRBY', attempts, chunk, is_live_lease and 0 or 1)
 redis.call('HSET', leases, chunk, text(token) .. ' ' .. ARGV[2])
 redis.call('ZADD', open, text(now + tonumber(ARGV[3])), chunk)
 redis.call('HSETNX', job, 'first_claim_ms', text(now))
-local answer = {'leased', text(token), count, get('spec'), get('weights') or ''}
+local answer = {'leased', text(token), count, get('spec'), get('signature') or '', get('weights') or ''}
 for i, note in ipairs(redis.call('HMGET', journal, chunk, chunk .. ':now', chunk .. ':why')) do
-  answer[5 + i] = note or ''
+  answer[6 + i] = note or ''
 end
 for _, ticket in ipairs(next_tickets()) do answer[#answer + 1] = ticket end
 return answer
@@ -287,22 +287,22 @@ table.insert(tickets, 1, state)
 return tickets
 """
 
-#: ARGV job spec ticket_ms created_ms [chunks rows bytes kept_types]: a recovery found this job in the store, with its
-#: totals if it is sealed. It comes back behind a shut gate, unless the ledger has it. The submission key leads to the
-#: youngest job.
+#: ARGV job spec ticket_ms created_ms signature [chunks rows bytes kept_types]: a recovery found this job in the store,
+#: with its totals if it is sealed. It comes back behind a shut gate, unless the ledger has it. The submission key leads
+#: to the youngest job.
 RESTORE = """
 if redis.call('EXISTS', job) == 0 then
   redis.call('HSET', job, 'id', ARGV[1], 'spec', ARGV[2], 'state', 'submitting', 'gate', 0,
-             'ticket_ms', ARGV[3], 'created_ms', ARGV[4])
+             'ticket_ms', ARGV[3], 'created_ms', ARGV[4], 'signature', ARGV[5])
   redis.call('SADD', active, ARGV[1])
   redis.call('ZADD', KEYS[9], ARGV[4], ARGV[1])
   local other = redis.call('GET', KEYS[10])
   local since = other and redis.call('HGET', 'penstock:job:' .. other, 'created_ms')
   if not since or tonumber(since) < tonumber(ARGV[4]) then redis.call('SET', KEYS[10], ARGV[1]) end
 end
-if ARGV[5] and get('state') == 'submitting' then
-  redis.call('HSET', job, 'state', 'running', 'announced', ARGV[5], 'total', ARGV[5], 'rows', ARGV[6],
-             'input_bytes', ARGV[7], 'kept_types', ARGV[8], 'sealed_ms', text(now))
+if ARGV[6] and get('state') == 'submitting' then
+  redis.call('HSET', job, 'state', 'running', 'announced', ARGV[6], 'total', ARGV[6], 'rows', ARGV[7],
+             'input_bytes', ARGV[8], 'kept_types', ARGV[9], 'sealed_ms', text(now))
 end
 return 1
 """

@@ -32,6 +32,7 @@ from tasks.messages import EncodeOptions, ModelSpec
 from tasks.pulse import Pulse
 from tasks.retrying import retry_transient
 from tasks.settings import Settings
+from tasks.signing import Signer
 from tasks.slot import Slot
 from tasks.store import open_store, store_id
 from tasks.workforce import SlotStatus
@@ -66,7 +67,7 @@ def start_slot(sender: str | None = None, **_: Any) -> None:
     lifeline.hang_on_parent(int(os.environ[lifeline.PARENT_VARIABLE]))
     spec = model_spec(settings)
     url = broker_url(settings)
-    ledger = Ledger(broker.connect(url), url)
+    ledger = Ledger(broker.connect(url), url, Signer.read(settings.signing_key_file))
     retry_transient(ledger.ping, for_s=math.inf)
     node = sender or "node"
     status = SlotStatus(
@@ -119,7 +120,7 @@ def _load(settings: Settings, spec: ModelSpec, ledger: Ledger, pulse: Pulse) -> 
     # Last, because it takes longest; imported here, because the parent must not import torch.
     from workers.engines import load_encoder
 
-    encoder = load_encoder(spec, device, budget)
+    encoder = load_encoder(spec, device, budget, trust_remote_code=settings.trust_remote_code)
     limits = TimeLimits(settings.stall_s)
     with limits.rows(len(PROBE)):  # so that a first pace is known
         encoder.encode([PROBE], EncodeOptions(), limits.batch)
@@ -127,7 +128,7 @@ def _load(settings: Settings, spec: ModelSpec, ledger: Ledger, pulse: Pulse) -> 
     pulse.change(state="ready")
     pulse.report()
     log.info("Slot %s ready: %s", pulse.status.slot, spec, extra={"action": "ready"})
-    return Slot(settings, ledger, store, delivery.make_app(url), encoder, pulse, limits)
+    return Slot(settings, ledger, store, delivery.make_app(url, ledger.signer), encoder, pulse, limits)
 
 
 celery_app.app.steps["consumer"].add(Watch)

@@ -20,6 +20,7 @@ from tasks.ledger import Ledger
 from tasks.reconciler import Reconciler
 from tasks.recovery import Office
 from tasks.settings import Settings
+from tasks.signing import Signer
 from tasks.store import open_store
 from tasks.workforce import SlotStatus
 from workers.children import Children
@@ -45,8 +46,8 @@ class Watch(bootsteps.StartStopStep):  # type: ignore[misc]
         self._node = consumer.hostname
         self._queue = model_spec(self._settings).queue("encode")
         url = broker_url(self._settings)
-        self._ledger = Ledger(broker.connect(url), url)
-        self._app = delivery.make_app(url)
+        self._ledger = Ledger(broker.connect(url), url, Signer.read(self._settings.signing_key_file))
+        self._app = delivery.make_app(url, self._ledger.signer)
         self._names = [f"{self._node}/{index}" for index in range(consumer.controller.concurrency)]
         self._children = Children(consumer.pool, self._settings.lease_s)
         self._intake = Intake(consumer, self._queue)

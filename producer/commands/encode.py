@@ -118,6 +118,7 @@ def encode(  # noqa: PLR0913 - one parameter an option
     processes_per_device: shared.ProcessesPerDevice = None,
     threads_per_process: shared.ThreadsPerProcess = None,
     max_batch_tokens: shared.MaxBatchTokens = None,
+    trust_remote_code: shared.TrustRemoteCode = None,
     as_json: shared.AsJson = False,
 ) -> None:
     """Encode a corpus into vectors.
@@ -137,6 +138,7 @@ def encode(  # noqa: PLR0913 - one parameter an option
         threads_per_process=threads_per_process,
         workers=workers,
         max_batch_tokens=max_batch_tokens,
+        trust_remote_code=trust_remote_code,
         model=model,
     )
     if settings.model is None:

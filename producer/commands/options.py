@@ -69,6 +69,10 @@ MaxBatchTokens = Annotated[
         help="Tokens of a batch at most, padding included. Default: 1024 on CPU, 16384 on GPU.",
     ),
 ]
+TrustRemoteCode = Annotated[
+    bool | None,
+    typer.Option("--trust-remote-code", help="Run Python code that the model's files bring along."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job id, as `penstock jobs` lists it.")]
 

@@ -45,6 +45,7 @@ def worker(  # noqa: PLR0913 - one parameter an option
     max_batch_tokens: shared.MaxBatchTokens = None,
     broker: shared.Broker = None,
     store: shared.Store = None,
+    trust_remote_code: shared.TrustRemoteCode = None,
     drain: Drain = None,
 ) -> None:
     """Start workers for one model on this machine's devices; Ctrl-C or SIGTERM ends them after their chunk.
@@ -59,6 +60,7 @@ def worker(  # noqa: PLR0913 - one parameter an option
         max_batch_tokens=max_batch_tokens,
         broker_url=broker,
         store_url=store,
+        trust_remote_code=trust_remote_code,
     )
     if drain is not None:
         _drain(settings, drain)

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from tasks import keys
+from tasks.parking import park
 
 #: What stands for the arguments of the functions in the table.
 ARGUMENTS = {
@@ -92,6 +93,7 @@ def test_a_job_leaves_only_keys_of_the_table(fake_ledger, make_spec):
     fake_ledger.refuse(desk.spec, "node/0", "why")
     fake_ledger.redis.rpush(desk.spec.queue, "ticket")
     fake_ledger.identity.id()
+    park(fake_ledger, "node", desk.spec.queue, b"garbage", "no message of Celery's")
     fake_ledger.identity.compared("STORE")
     assert losses.may_rebuild(fake_ledger, desk.spec.job, "node")
     RedisStore(fake_ledger.redis, "redis://", 1000).put("jobs/encode-0001/input/00000000.arrow", b"x")

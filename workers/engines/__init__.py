@@ -6,7 +6,7 @@ from tasks.messages import ModelSpec
 from tasks.ports import Encoder
 
 
-def load_encoder(spec: ModelSpec, device: str, max_batch_tokens: int) -> Encoder:
+def load_encoder(spec: ModelSpec, device: str, max_batch_tokens: int, *, trust_remote_code: bool = False) -> Encoder:
     """Load the model onto the device. Only the engine that is needed is imported.
 
     Raises:
@@ -18,4 +18,4 @@ def load_encoder(spec: ModelSpec, device: str, max_batch_tokens: int) -> Encoder
         return FakeEncoder(spec.name, max_batch_tokens)
     from workers.engines.sentence_transformer import SentenceTransformerEncoder
 
-    return SentenceTransformerEncoder(spec, device, max_batch_tokens)
+    return SentenceTransformerEncoder(spec, device, max_batch_tokens, trust_remote_code=trust_remote_code)

@@ -38,7 +38,9 @@ class SentenceTransformerEncoder:
         ModelNotFound: the model's files are not there, cannot be read, or cannot count tokens.
     """
 
-    def __init__(self, spec: ModelSpec, device: str, max_batch_tokens: int) -> None:
+    def __init__(
+        self, spec: ModelSpec, device: str, max_batch_tokens: int, *, trust_remote_code: bool = False
+    ) -> None:
         place = weights.locate(spec)
         weights.verify(spec)
         try:
@@ -46,6 +48,7 @@ class SentenceTransformerEncoder:
                 place,
                 revision=spec.revision,
                 device=device,
+                trust_remote_code=trust_remote_code,
                 # transformers 5 keeps the checkpoint's dtype, and half precision is slow on CPUs
                 model_kwargs={"dtype": torch.float32} if device == "cpu" else None,
             )
