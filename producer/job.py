@@ -87,12 +87,20 @@ class Job:
                 return status
             self._client.check_workers()
             waited_s = time.monotonic() - started
-            is_served = any(slot.state != "drained" for slot in slots)
-            if not is_served and waited_s > LONELY_S and not self._client.is_embedded:
-                shown.say_once(f"No live worker serves {self.spec.model}. {self._client.how_to_start(self.spec)}")
+            if waited_s > LONELY_S and not self._client.is_embedded:
+                self._say_what_lacks(shown, status, slots)
             if timeout_s is not None and waited_s > timeout_s:
                 raise TimeoutError(f"Job {self.id} is not over after {timeout_s:g} s.")
             time.sleep(POLL_S)
+
+    def _say_what_lacks(self, shown: Progress, status: JobStatus, slots: list[SlotStatus]) -> None:
+        if status.state == "submitting":
+            shown.say_once(
+                f"Not all of job {self.id} is uploaded. If its client is gone, the same `penstock encode` command "
+                "goes on."
+            )
+        if all(slot.state == "drained" for slot in slots):
+            shown.say_once(f"No live worker serves {self.spec.model}. {self._client.how_to_start(self.spec)}")
 
     def _status_or_rebuild(self, shown: Progress) -> JobStatus:
         """Return the state of the job, which comes back from the store if the broker lost its data."""
@@ -148,13 +156,17 @@ class Job:
         """
         if not self._client.ledger.is_sealed(self.id):
             raise UsageError(f"Job {self.id} has only a part of its corpus; submit it again.")
-        if self.spec.store_id == self._client.store_id and self.status().state == "failed":
-            manifest.note_reopened(self._client.store, self.spec)
-        state, chunks, tickets = self._client.ledger.retry(self.spec)
+        state, chunks, tickets = self._reopen()
         if state not in {"done", "failed"}:
             raise UsageError(f"Job {self.id} is {state}; only a job that is done or failed can be retried.")
         delivery.publish(self._client.app, self.spec, tickets)
         return chunks
+
+    def _reopen(self, *damaged: int) -> tuple[str, int, list[int]]:
+        """Reopen what failed, or chunks whose results are damaged. Returns what ``Ledger.retry`` does."""
+        if self.spec.store_id == self._client.store_id and self.status().state == "failed":
+            manifest.note_reopened(self._client.store, self.spec)
+        return self._client.ledger.retry(self.spec, damaged)
 
     def check_store(self) -> None:
         """Raise JobRefused unless this client uses the store that the job lives in."""
@@ -181,7 +193,7 @@ class Job:
             if record.token != damaged.token:
                 return record
             # Whoever else collects this job may do the same: the first one reopens the chunk, all wait for it.
-            _, _, tickets = retry_transient(lambda: ledger.retry(self.spec, [damaged.chunk]), for_s=PATIENCE_S)
+            _, _, tickets = retry_transient(lambda: self._reopen(damaged.chunk), for_s=PATIENCE_S)
             delivery.publish_or_leave(self._client.app, self.spec, tickets)
             self._client.start_workers(str(self.spec.model))
             self.follow(Progress(enabled=False))

@@ -9,7 +9,7 @@ from typing import cast
 import redis
 
 from tasks import keys
-from tasks.errors import DamagedObject, StoreFull, StoreUnavailable
+from tasks.errors import BrokerFull, DamagedObject, StoreFull, StoreUnavailable
 from tasks.object_store import first_line
 
 #: KEYS folder size, ARGV key data limit: writes an object if the folder stays below the limit. Returns 1, or 0 if not.
@@ -106,8 +106,9 @@ class RedisStore:
         try:
             yield
         except redis.OutOfMemoryError as exc:
-            raise StoreUnavailable(
-                f"The store {self.url} is full: Redis reached its maxmemory. Raise that, or remove jobs."
+            raise BrokerFull(
+                f"The store {self.url} is full. Raise its maxmemory, or make room: `penstock remove --ended-before "
+                "7d`. Work goes on when there is room."
             ) from exc
         except redis.RedisError as exc:
             raise StoreUnavailable(f"The store {self.url} failed: {first_line(exc)}") from exc

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tasks import keys, object_store
-from tasks.errors import DamagedObject, StoreFull, StoreUnavailable, UsageError
+from tasks import broker, keys, object_store
+from tasks.errors import BrokerFull, DamagedObject, StoreFull, StoreUnavailable, UsageError
 from tasks.store import checked, open_store, store_id
 
 KEY = "jobs/encode-0001/input/00000000.arrow"
@@ -288,6 +288,20 @@ def soon(call):
     assert time.monotonic() - started < SOON_S
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def test_a_redis_that_is_full_is_waited_for(small_store, valkey):
+    """As the broker is that it may be: nothing is lost, and what is there can be read and removed."""
+    small_store.put("jobs/J/input/1", b"one")
+    with broker.connect(valkey) as operator:
+        operator.config_set("maxmemory", 1)
+        try:
+            with pytest.raises(BrokerFull, match=r"is full\. Raise its maxmemory"):
+                small_store.put("jobs/J/input/2", b"two")
+            assert small_store.get("jobs/J/input/1") == b"one"
+            small_store.delete_folder("jobs/J/")
+        finally:
+            operator.config_set("maxmemory", 0)
 
 
 def test_a_redis_that_is_not_there_is_a_passing_fault(tmp_path):
