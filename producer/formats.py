@@ -24,6 +24,9 @@ MAX_RECORD_BYTES = 64 * 2**20
 
 _LIMIT = f"{MAX_RECORD_BYTES // 2**20} MiB"
 
+#: Characters and words of a cell at most that may be a field's name.
+_MAX_NAME_CHARS, _MAX_NAME_WORDS = 40, 3
+
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 
 
@@ -101,10 +104,18 @@ def _records(source: Source) -> Iterator[tuple[int, list[str]]]:
 
 def _check_header(source: Source, fields: Fields, header: list[str]) -> None:
     if fields.text not in header:
+        if not all(map(_is_like_a_name, header)):
+            reason = f"its first line, of {len(header)} columns, looks like a record; put a header above it"
+            raise source.flaw(f"no field {quote(fields.text)}; {reason}")
         raise source.flaw(fields.missing("the header", header))
     for name in fields.used:
         if header.count(name) > 1:
             raise source.flaw(f"the header has {quote(name)} twice; rename one")
+
+
+def _is_like_a_name(cell: str) -> bool:
+    """Tell a field's name from a record's text, which no message may hold."""
+    return len(cell) <= _MAX_NAME_CHARS and len(cell.split()) <= _MAX_NAME_WORDS
 
 
 def _lines(source: Source) -> Iterator[str]:

@@ -16,8 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-#: Names of fields in a message: so many, and so many characters of each. A csv file without a header shows a
-#: record there, which no message may hold in full.
+#: Names of fields in a message: so many, and so many characters of each.
 _MAX_NAMES = 20
 _MAX_NAME_CHARS = 40
 

@@ -28,7 +28,8 @@ MIB = 1024 * KIB
 
 
 def _default_state_dir() -> Path:
-    return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state", "penstock")
+    base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")  # noqa: PTH111 - never raises
+    return Path(base) / "penstock"
 
 
 class Settings(BaseSettings):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 
 #: Cases of all targets together.
-TOTAL = int(os.environ.get("PENSTOCK_FUZZ_CASES", "600"))
+TOTAL = int(os.environ.get("PENSTOCK_FUZZ_CASES", "500"))
 #: The number of the one case to try.
 ONLY = os.environ.get("PENSTOCK_FUZZ_ONLY")
 #: Failures after which a target is given up: the first few say enough.
@@ -57,7 +57,7 @@ REPORT = Report()
 
 def share(percent: float) -> int:
     """Return how many cases a target gets of all."""
-    return max(5, round(TOTAL * percent / 100))
+    return max(3, round(TOTAL * percent / 100))
 
 
 def fuzz(target: str, percent: float, attempt: Callable[[random.Random], bool]) -> None:

@@ -23,9 +23,7 @@ MOST_LINES = 12
 #: Characters of a line at most: a file's name, a place, a few names of fields.
 MOST_CHARS = 1500
 #: Stands in the text of records only, so that no message may hold it.
-SECRET = "xyzzy-plugh"  # noqa: S105 - no password
-#: Comes before it in a record, since a message may show the first 40 characters of what it takes for a field's name.
-FILLER = "some forty characters that stand before it: "
+SECRET = "fee fie foe xyzzy plugh"  # noqa: S105 - no password
 #: Seconds after which a process counts as hung.
 PATIENCE_S = 60.0
 

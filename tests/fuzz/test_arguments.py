@@ -9,7 +9,7 @@ import pytest
 from producer.commands import worker
 from tasks import broker, object_store
 from tests.fuzz.cases import fuzz
-from tests.fuzz.commands import FILLER, SECRET, call, leftovers, run
+from tests.fuzz.commands import SECRET, call, leftovers, run
 from tests.fuzz.mutations import value
 
 #: Inputs that are there, and some that are not.
@@ -100,9 +100,9 @@ FLAGS = {"--overwrite", "--json", "--detach", "--normalize"}
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Return a folder with some files, in which no address costs time."""
-    (tmp_path / "corpus.jsonl").write_text(f'{{"id": "a", "text": "{FILLER}{SECRET}", "n": 1}}\n')
-    (tmp_path / "corpus.txt").write_text(f"{FILLER}{SECRET}\n")
-    (tmp_path / "corpus.csv").write_text(f"id,text,n\na,{FILLER}{SECRET},1\n")
+    (tmp_path / "corpus.jsonl").write_text(f'{{"id": "a", "text": "{SECRET}", "n": 1}}\n')
+    (tmp_path / "corpus.txt").write_text(f"{SECRET}\n")
+    (tmp_path / "corpus.csv").write_text(f"id,text,n\na,{SECRET},1\n")
     (tmp_path / "there.npy").write_bytes(b"there")
     (tmp_path / "folder").mkdir()
     monkeypatch.setattr(broker, "RETRIES", 0)

@@ -16,7 +16,7 @@ from tasks.errors import UsageError
 from tasks.messages import EncodeOptions, JobSpec, ModelSpec, Receipt, Ticket, explain
 from tasks.settings import Settings
 from tests.fuzz.cases import REPORT, fuzz, share
-from tests.fuzz.commands import FILLER, SECRET, call, check_line
+from tests.fuzz.commands import SECRET, call, check_line
 from tests.fuzz.mutations import mutate, value
 
 #: Names of settings, and some that are none.
@@ -53,7 +53,7 @@ VALID = b"model: fake\nchunk_rows: 10\nlease_s: 20.5\nstate_dir: /tmp/x\n# a com
 @pytest.fixture
 def folder(tmp_path):
     """Return a folder with a corpus."""
-    (tmp_path / "corpus.txt").write_text(f"{FILLER}{SECRET}\n")
+    (tmp_path / "corpus.txt").write_text(f"{SECRET}\n")
     return tmp_path
 
 

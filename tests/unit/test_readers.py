@@ -423,8 +423,14 @@ class TestCsv:
         """What the quotes meant is never guessed."""
         assert message_of(name, data) == f"{name}, {reason}"
 
+    @pytest.mark.parametrize("cell", ["four short little words", "x" * 41, "一" * 41])
+    def test_a_record_in_the_place_of_the_header_is_not_shown(self, cell):
+        """No message may hold a record's text."""
+        line = 'a.csv: no field "text"; its first line, of 2 columns, looks like a record; put a header above it'
+        assert message_of("a.csv", f"1,{cell}\n2,two\n".encode()) == line
+
     def test_a_header_without_the_text_field_is_refused(self):
-        """Without a header, the first record stands in its place."""
+        """It is shown, so that the right name can be chosen."""
         assert message_of("a.csv", b"id,body\n1,a\n") == (
             'a.csv: no field "text"; the header has "id", "body"; name the one with the text with --text-field'
         )

@@ -113,6 +113,15 @@ def test_a_value_out_of_its_range_is_refused_with_its_name(monkeypatch, name, va
     assert line_against().startswith(f"Settings: {name}: Input should be ")
 
 
+def test_a_home_that_is_not_there_is_named(monkeypatch):
+    """Containers often run as a user without one."""
+    assert line_against(state_dir="~nobody-of-this-name/x").startswith("Settings: state_dir (~nobody-of-this-name/x) ")
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    assert line_against().startswith("Settings: state_dir (~/.local/state/penstock) lies in a home that ")
+
+
 def test_a_refused_value_is_not_shown(monkeypatch):
     """It may be a password that went into the wrong variable."""
     monkeypatch.setenv("PENSTOCK_CHUNK_ROWS", "hunter2")
