@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from tasks import keys
 from tasks.errors import DamagedObject, StoreUnavailable, UsageError
 
 #: What a person does about an error of the file system. All of them pass: somebody makes room, mounts or allows.
@@ -55,6 +56,7 @@ class FileStore:
     def put(self, key: str, data: bytes) -> None:
         """Write an object whole."""
         path = self._folder / key
+        self._check_mount()
         with self._reaching(key), _draft(path, data) as draft:
             draft.replace(path)
             _sync_folder(path.parent)
@@ -76,6 +78,8 @@ class FileStore:
             try:
                 return (self._folder / key).read_bytes()
             except FileNotFoundError as exc:
+                if key != keys.STORE_ID:
+                    self._check_mount()
                 raise DamagedObject(f"{key} is missing in {self.url}.", key=key) from exc
 
     def delete(self, key: str) -> None:
@@ -102,6 +106,12 @@ class FileStore:
         """Remove all objects below a folder."""
         with self._reaching(prefix):
             _delete_tree(self._folder / prefix)
+
+    def _check_mount(self) -> None:
+        """Refuse a folder that has lost the store's id: without its disk, every object would seem to be missing."""
+        with self._reaching(keys.STORE_ID):
+            if not (self._folder / keys.STORE_ID).exists():
+                raise StoreUnavailable(f"The store {self.url} is not there: {keys.STORE_ID} is missing. Mount it.")
 
     @contextmanager
     def _reaching(self, key: str) -> Iterator[None]:

@@ -44,11 +44,18 @@ def close(store):
 
 
 @pytest.fixture
-def store(url):
-    """Return an empty store of each kind."""
+def new_store(url):
+    """Return a store of each kind that nobody used yet."""
     store = open_store(url)
     yield store
     close(store)
+
+
+@pytest.fixture
+def store(new_store):
+    """Return an empty store of each kind, as clients and workers have it."""
+    store_id(new_store)
+    return new_store
 
 
 def test_an_object_comes_back_byte_for_byte(store):
@@ -162,10 +169,10 @@ def test_a_folder_is_deleted_with_all_that_is_below_it(store):
     assert list(store.list_keys("jobs/J/")) == [inside]
 
 
-def test_a_store_has_one_id_for_everybody(store, url):
+def test_a_store_has_one_id_for_everybody(new_store, url):
     """Client and worker learn that they use the same store, whoever asks first."""
     with ThreadPoolExecutor(8) as pool:
-        ids = set(pool.map(lambda _: store_id(store), range(8)))
+        ids = set(pool.map(lambda _: store_id(new_store), range(8)))
     again = open_store(url)
     ids.add(store_id(again))
     close(again)
@@ -327,6 +334,7 @@ def test_a_folder_that_cannot_be_written_is_a_passing_fault(tmp_path):
     """A file stands where a folder is needed, as on a disk that is mounted wrongly."""
     (tmp_path / "jobs").write_text("no folder")
     store = open_store(f"file://{tmp_path}")
+    store_id(store)
     assert f"The store file://{tmp_path} failed on {KEY}" in soon(lambda: store.put(KEY, DATA))
 
 
