@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import signal
 import sys
@@ -45,7 +46,7 @@ def main() -> None:
     # So that servers, workers and half-written files are cleaned up as they are after an error.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        _run(arguments)
+        full_app()(args=arguments, prog_name="penstock")
     except Exception as exc:
         if debug:
             raise
@@ -53,12 +54,14 @@ def main() -> None:
         sys.exit(exc.exit_code if isinstance(exc, PenstockError) else PenstockError.exit_code)
 
 
-def _run(arguments: list[str]) -> None:
+@functools.cache
+def full_app() -> typer.Typer:
+    """Return the application with all its commands, which are imported only now: an error of theirs is a line too."""
     from producer.commands import doctor, encode, jobs, recover, remove, worker
 
     for module in (encode, worker, jobs, remove, recover, doctor):
         module.register(app)
-    app(args=arguments, prog_name="penstock")
+    return app
 
 
 def _line_of(exc: Exception) -> str:

@@ -60,7 +60,6 @@ def call(*arguments: str, folder: Path, environment: Mapping[str, str] | None = 
     with _standing_in(folder, environment or {}), _streams(stdin) as (out, err):
         before, sys.argv = sys.argv, ["penstock", *arguments]
         handler = signal.getsignal(signal.SIGTERM)
-        cli.app.registered_commands.clear()
         try:
             cli.main()
             code = 0
