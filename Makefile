@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := check
-.PHONY: check demo test unit lint types contracts format bench-memory clean
+.PHONY: check demo test unit lint types contracts format fuzz bench-memory clean
 
 check: lint unit
 
@@ -17,6 +17,9 @@ demo: $(VENV)/demo.stamp  ## encode the sample corpus with real weights and show
 
 test: $(VENV)/dev.stamp  ## all tests: unit, integration, acceptance
 	$(BIN)/python -m pytest
+
+fuzz: $(VENV)/dev.stamp  ## hostile input of all kinds, 10,000 cases; ends with a table
+	PENSTOCK_FUZZ_CASES=$${PENSTOCK_FUZZ_CASES:-10000} $(BIN)/python -m pytest tests/fuzz
 
 unit: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest tests/unit
