@@ -11,12 +11,13 @@ import logging
 import time
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 
 import numpy as np
 import pyarrow as pa
 
-from tasks import keys, tables
+from tasks import keys, manifest, tables
 from tasks.errors import EngineBroken, Permanent, Transient, place_of
 from tasks.isolation import LeaseLost, encode_bisecting, encode_in_probation, error_rows
 from tasks.journal import Span
@@ -112,6 +113,8 @@ def _work(slot: Slot, lease: Lease) -> str:
         return _count_attempt(slot, lease, place_of(exc))
     outcome, released = slot.patiently(lambda: slot.ledger.record(lease, receipt))
     if outcome == "weights":  # another slot began the job while this one was at work
+        with suppress(Transient):  # else a recovery might take this result for the one that began it
+            slot.store.delete(keys.result_path(lease.job, lease.chunk, lease.token))
         return _refuse(slot, lease, _other_weights(slot, slot.ledger.status(lease.job).weights))
     slot.publish(lease.spec, released)
     if outcome == "recorded":
@@ -130,7 +133,7 @@ def _count_attempt(slot: Slot, lease: Lease, why: str) -> str:
 
 
 def _fail(slot: Slot, lease: Lease, reason: str) -> str:
-    slot.patiently(lambda: slot.ledger.end(lease.spec, "failed", reason))
+    slot.patiently(lambda: manifest.end_job(slot.store, slot.ledger, lease.spec, "failed", reason))
     return "failed"
 
 

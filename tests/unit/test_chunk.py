@@ -341,6 +341,8 @@ def test_weights_that_another_slot_pinned_meanwhile_are_refused_at_the_record(ma
     assert run_chunk(site.slot("node/1", other), site.ticket(1)) == "refused"
     assert "(other)" in site.ledger.refusals(site.desk.spec.job)["node/1"]
     assert site.desk.status.recorded == 1
+    # What the other one computed is gone: a recovery could take it for the result that began the job.
+    assert len(list(site.store.list_keys(keys.results(site.desk.spec.job)))) == 1
 
 
 def test_a_vector_that_overflows_the_stored_type_is_an_error_row(make_site):
@@ -548,6 +550,8 @@ def test_a_permanent_fault_fails_the_job(site):
     slot = site.slot(encoder=failing(Permanent("the model has no such layer")))
     assert run_chunk(slot, site.ticket()) == "failed"
     assert (site.desk.status.state, site.desk.status.reason) == ("failed", "the model has no such layer")
+    # A ledger that loses its data learns of it from the store.
+    assert list(site.store.list_keys(keys.manifest(site.desk.spec.job))) == [keys.manifest_ended(site.desk.spec.job)]
 
 
 def test_options_that_the_model_cannot_serve_fail_the_job(make_site):
