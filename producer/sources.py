@@ -20,6 +20,7 @@ from typing import BinaryIO, cast
 
 from producer import remote
 from producer.addresses import SCHEMES, Address
+from producer.globs import files_matching
 from producer.stdin import Stdin
 from tasks.errors import BadInput
 
@@ -37,9 +38,6 @@ KNOWN_EXTENSIONS = ".txt, .jsonl, .ndjson, .csv, .tsv (each also with .gz or .zs
 
 #: Bytes between a source and its decompression or its lines; one remote request fetches this much.
 BLOCK_BYTES = 8 * 2**20
-
-#: The parts of a glob that stand for folders at every depth.
-_TWO_STARS = re.compile(r"(?<![^/])(?:\*\*(?:/+|$))+")
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 
@@ -130,7 +128,7 @@ def _sources_of(name: str, stdin_format: str | None) -> Iterator[Source]:
     elif scheme := _SCHEME.match(name):
         yield _remote(name, scheme[1].lower())
     elif glob.has_magic(name) and not os.path.lexists(name):
-        yield from map(_local, _matches(name))
+        yield from map(_local, files_matching(name))
     else:
         yield _local(name)
 
@@ -152,28 +150,6 @@ def _kind_of(name: str, path: str) -> tuple[str, str | None]:
     extension = outer + inner if inner in _COMPRESSIONS else inner
     what = f"unknown extension {extension}" if extension else "no extension"
     raise BadInput(f"{name}: {what}; penstock reads {KNOWN_EXTENSIONS}", source=name)
-
-
-def _matches(pattern: str) -> list[str]:
-    """Return the files, not the folders, that a glob matches."""
-    # os.path, as Path raises where a part of the path cannot be looked at
-    files = sorted({path for path in _expanded(pattern) if not os.path.isdir(path)})  # noqa: PTH112
-    if not files:
-        raise BadInput(f"{pattern}: no file matches this glob", source=pattern)
-    return files
-
-
-def _expanded(pattern: str) -> Iterator[str]:
-    """Expand a glob as Python does, but let ``**`` follow no links: one that leads back up would repeat every file."""
-    stars = _TWO_STARS.search(pattern)
-    if stars is None:
-        yield from glob.iglob(pattern)  # noqa: PTH207 - Path.glob takes no absolute pattern
-        return
-    top, rest = pattern[: stars.start()], pattern[stars.end() :]
-    for start in glob.iglob(top) if top else [os.curdir]:  # noqa: PTH207
-        for folder, below, _ in os.walk(start):
-            below[:] = [name for name in below if not name.startswith(".")]
-            yield from _expanded(str(Path(glob.escape(folder), rest or "*")))
 
 
 def _local(name: str) -> Source:
