@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import select
+import selectors
 import socket
 import struct
 import threading
@@ -98,18 +98,21 @@ class Link:
 
     def carry(self) -> None:
         """Carry bytes both ways until an end closes, or fate says otherwise."""
-        ends = [end for end in (self._client, self._server) if end]
-        with contextlib.suppress(OSError):
-            while self._client in ends and self.fate is not Verdict.CUT and not self._proxy.is_closed:
-                for end in select.select(ends, [], [], POLL_S)[0]:
-                    data = end.recv(BLOCK)
-                    if data:
-                        self._take(data, is_request=end is self._client)
-                    elif self.fate is Verdict.DROP:  # the other end is not to hear of it
-                        ends.remove(end)
-                    else:
-                        ends.clear()
+        is_open = True
+        with selectors.DefaultSelector() as ends, contextlib.suppress(OSError):
+            for end in filter(None, (self._client, self._server)):
+                ends.register(end, selectors.EVENT_READ)
+            while is_open and self.fate is not Verdict.CUT and not self._proxy.is_closed:
+                if self.fate is Verdict.DROP and self._server in ends.get_map():
+                    ends.unregister(self._server)  # the client is not to hear of its end
+                is_open = all([self._pump(key.fileobj) for key, _ in ends.select(POLL_S)])
         self._close()
+
+    def _pump(self, end: socket.socket) -> bool:
+        data = end.recv(BLOCK)
+        if data:
+            self._take(data, is_request=end is self._client)
+        return bool(data)
 
     def _take(self, data: bytes, *, is_request: bool) -> None:
         if self.fate is Verdict.FORWARD:
@@ -157,6 +160,7 @@ class Proxy:
     def __init__(self, connect: Callable[[], socket.socket]) -> None:
         self._connect = connect
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self._listener.settimeout(POLL_S)
         self._links: list[Link] = []
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
@@ -208,7 +212,7 @@ class Proxy:
 
     def _accept(self) -> None:
         while not self.is_closed:
-            if select.select([self._listener], [], [], POLL_S)[0]:
+            with contextlib.suppress(TimeoutError):
                 self._start(self._serve, self._listener.accept()[0])
         self._listener.close()
 

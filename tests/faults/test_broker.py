@@ -19,6 +19,8 @@ from tests.faults.steps import evalsha
 #: Seconds within which work has to go on, once the broker is back; and after a connection fell silent.
 RESUMES_S = 30.0
 RESUMES_SILENT_S = 60.0
+#: Connections to the broker above which somebody leaves them open: two slots, their node and a client have 20.
+MOST_CONNECTIONS = 60
 
 Inject = Callable[[Rig], None]
 
@@ -98,6 +100,7 @@ def test_a_broker_in_trouble_costs_no_row_no_model_and_no_person(
         recoveries.append(rig.recovery_s(running.job, now(), RESUMES_S))
     assert rig.settle_encode(fault, running, injected=times, recoveries_s=recoveries) == FLAWLESS
     wait_until(lambda: rig.pids() == before, "the slots are the same processes")
+    assert len(rig.server.redis.client_list()) < MOST_CONNECTIONS
 
 
 def test_a_broker_that_forgot_everything_is_told_again(rig: Rig) -> None:
