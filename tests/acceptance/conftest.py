@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,17 @@ from workers.engines import load_encoder
 #: Seconds that anything in these tests may take before it counts as hung.
 PATIENCE_S = 90.0
 
+#: How long a slot of a cluster that says nothing keeps its chunk.
+LEASE_S = 3
+#: Seconds between two looks at what whole processes do.
+POLL_S = 0.02
+
 PENSTOCK = [sys.executable, "-P", "-m", "producer.cli"]
 
 
 def wait_until(condition: Callable[[], Any], what: str) -> Any:
     """Wait as long as whole processes may take."""
-    return tests.conftest.wait_until(condition, what, PATIENCE_S)
+    return tests.conftest.wait_until(condition, what, PATIENCE_S, POLL_S)
 
 
 @dataclass
@@ -157,7 +162,16 @@ class Cluster:
 
     def slots(self) -> list[dict[str, Any]]:
         """Return the ready slots."""
-        return [slot for slot in self.shell.json("workers") if slot["state"] == "ready"]
+        ledger = self.ledger()
+        with contextlib.closing(ledger.redis):
+            found = ledger.workforce.slots()
+        return [asdict(slot) for slot in found if slot.state == "ready" and slot.seen_s <= LEASE_S]
+
+    def done_chunks(self, job: str) -> int:
+        """Return how many chunks of a job have results."""
+        ledger = self.ledger()
+        with contextlib.closing(ledger.redis):
+            return ledger.status(job).recorded
 
 
 @pytest.fixture
@@ -170,7 +184,7 @@ def cluster(shell: Shell, tmp_path: Path) -> Iterator[Cluster]:
         "PENSTOCK_BROKER_URL": server.url,
         "PENSTOCK_STORE_URL": (tmp_path / "shared").as_uri(),
         "PENSTOCK_HEARTBEAT_S": "0.5",
-        "PENSTOCK_LEASE_S": "3",
+        "PENSTOCK_LEASE_S": str(LEASE_S),
         "PENSTOCK_RECONCILE_S": "0.5",
     }
     yield Cluster(shell, run, server)

@@ -31,11 +31,6 @@ def slot_processes(cluster: Cluster) -> list[psutil.Process]:
     return [psutil.Process(slot["pid"]) for slot in cluster.slots()]
 
 
-def done_chunks(cluster: Cluster, job: str) -> int:
-    """Return how many chunks of a job have results."""
-    return int(cluster.shell.json("status", job)["chunks_done"])
-
-
 def test_a_detached_job_is_done_without_a_client(cluster: Cluster) -> None:
     """The client uploads and goes; a worker that comes later does the job; collect reads it."""
     cluster.shell.write("corpus.txt", texts(300))
@@ -58,8 +53,8 @@ def test_killing_a_slot_in_mid_chunk_loses_and_doubles_no_row(cluster: Cluster) 
     cluster.start_worker(SLOW)
     shell.run("encode", corpus, "--model", SLOW, "--chunk-rows", 30, "--out", "reference.parquet")
     job = shell.json("encode", corpus, "--new", "--model", SLOW, "--chunk-rows", 30, "--detach")["job"]
-    wait_until(lambda: done_chunks(cluster, job) >= 2, "the job is under way")
-    victim = next(slot["pid"] for slot in cluster.slots() if slot["claim"])
+    wait_until(lambda: cluster.done_chunks(job) >= 2, "the job is under way")
+    victim = wait_until(lambda: next((s["pid"] for s in cluster.slots() if s["claim"]), None), "a chunk is in work")
     psutil.Process(victim).kill()
     result = shell.json("wait", job)
     assert (result["state"], result["rows_done"], result["failed_rows"]) == ("done", 600, 0)
@@ -76,12 +71,12 @@ def test_killing_the_whole_node_and_starting_another_loses_and_doubles_no_row(cl
     worker = cluster.start_worker(SLOW)
     shell.run("encode", corpus, "--model", SLOW, "--chunk-rows", 30, "--out", "reference.parquet")
     job = shell.json("encode", corpus, "--new", "--model", SLOW, "--chunk-rows", 30, "--detach")["job"]
-    wait_until(lambda: done_chunks(cluster, job) >= 2, "the job is under way")
+    wait_until(lambda: cluster.done_chunks(job) >= 2, "the job is under way")
     family = tree(worker.pid)
     for process in family:
         process.kill()
     psutil.wait_procs(family, timeout=10)
-    assert done_chunks(cluster, job) < 20
+    assert cluster.done_chunks(job) < 20
     shell.start("worker", "--model", SLOW, "--devices", "cpu", "--processes-per-device", 2)
     result = shell.json("wait", job)
     assert (result["state"], result["rows_done"], result["failed_rows"]) == ("done", 600, 0)
@@ -104,7 +99,7 @@ def test_sigterm_lets_a_worker_finish_its_chunk_and_exit_zero(cluster: Cluster) 
     shell.write("corpus.txt", texts(300))
     worker = cluster.start_worker(SLOW)
     job = shell.json("encode", "corpus.txt", "--model", SLOW, "--chunk-rows", 30, "--detach")["job"]
-    wait_until(lambda: done_chunks(cluster, job) >= 1, "the job is under way")
+    wait_until(lambda: cluster.done_chunks(job) >= 1, "the job is under way")
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(30) == 0
     assert cluster.slots() == []
