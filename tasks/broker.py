@@ -11,8 +11,11 @@ from redis.retry import Retry
 
 from tasks.errors import UsageError
 
-#: Seconds after which an unanswered command counts as failed. Without it a half-open connection hangs for good.
-SOCKET_TIMEOUT_S = 15
+#: Seconds after which an unanswered command counts as failed. Without it a half-open connection hangs for good. A node
+#: learns of each of its connections one after the other; with 15 s that took up to a minute.
+SOCKET_TIMEOUT_S = 5
+#: The same where commands carry whole objects, which take their time on a slow line.
+STORE_TIMEOUT_S = 30
 #: Seconds to wait for a connection.
 CONNECT_TIMEOUT_S = 5
 #: Seconds of silence after which a connection is checked before use.
@@ -103,7 +106,7 @@ def _translate(url: str, schemes: dict[str, str], names: dict[str, str]) -> str:
     return f"{schemes[parts.scheme]}://{parts.netloc}{parts.path}{'?' if query else ''}{query}"
 
 
-def connect(url: str, *, decode: bool = True) -> redis.Redis:
+def connect(url: str, *, decode: bool = True, timeout_s: float = SOCKET_TIMEOUT_S) -> redis.Redis:
     """Return a client that times out, checks idle connections and retries passing faults.
 
     A command may thus run twice on the server: every ledger step is written for that.
@@ -115,7 +118,7 @@ def connect(url: str, *, decode: bool = True) -> redis.Redis:
         client = redis.Redis.from_url(
             redis_url(check_url(url)),
             decode_responses=decode,
-            socket_timeout=SOCKET_TIMEOUT_S,
+            socket_timeout=timeout_s,
             socket_connect_timeout=CONNECT_TIMEOUT_S,
             health_check_interval=HEALTH_CHECK_S,
             retry=Retry(ExponentialWithJitterBackoff(base=0.1, cap=2.0), RETRIES),

@@ -56,7 +56,8 @@ def open_store(url: str, *, redis_limit_bytes: int = 2**63) -> Store:
     """
     scheme = url.partition("://")[0]
     if scheme in REDIS_SCHEMES:
-        return RedisStore(broker.connect(url, decode=False), broker.redact(url), redis_limit_bytes)
+        client = broker.connect(url, decode=False, timeout_s=broker.STORE_TIMEOUT_S)
+        return RedisStore(client, broker.redact(url), redis_limit_bytes)
     if scheme not in object_store.SCHEMES:
         known = ", ".join(f"{scheme}://" for scheme in (*object_store.SCHEMES, "redis"))
         raise UsageError(f"--store {broker.redact(url)}: not one of {known}.")
