@@ -7,6 +7,8 @@ import io
 import sys
 from typing import Any, cast
 
+from tasks.errors import BadInput
+
 #: Bytes that may be blank at the start before the input is taken for lines of text.
 _MAX_BLANK_BYTES = 2**20
 
@@ -40,4 +42,6 @@ class Stdin(io.RawIOBase):
 
 
 def _buffer() -> io.BufferedReader:
+    if sys.stdin is None:  # as a shell's <&- leaves it
+        raise BadInput("-: standard input is closed; pipe something into it, or name files", source="stdin")
     return cast("io.BufferedReader", sys.stdin.buffer)

@@ -284,6 +284,12 @@ def test_stdin_stays_open(stdin):
     assert not sys.stdin.buffer.closed
 
 
+def test_closed_stdin_is_refused(monkeypatch):
+    """A service may have none."""
+    monkeypatch.setattr(sys, "stdin", None)
+    assert message_of("-") == "-: standard input is closed; pipe something into it, or name files"
+
+
 def test_stdin_named_twice_is_refused():
     """The second reading would find nothing."""
     assert message_of("-", "-") == "-: stdin can be read only once; name it once"
