@@ -20,9 +20,9 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from producer.backoff import Backoff
 from producer.runs import Run
 from tasks import lifeline
+from tasks.backoff import Backoff
 from tasks.broker import redis_url
 from tasks.errors import BrokerUnavailable
 

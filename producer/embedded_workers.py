@@ -8,10 +8,10 @@ import sys
 import time
 from collections.abc import Callable
 
-from producer.backoff import Backoff
 from producer.embedded import cut, environment
 from producer.runs import Run
 from tasks import lifeline
+from tasks.backoff import Backoff
 from tasks.endings import EXIT_NOT_STARTED, describe
 from tasks.errors import UsageError, WorkerStopped
 from tasks.settings import Settings

@@ -14,6 +14,7 @@ import sys
 import time
 
 from tasks import broker, lifeline
+from tasks.backoff import Backoff
 from tasks.endings import EXIT_NOT_STARTED, describe
 from tasks.errors import PenstockError
 from tasks.lifeline import LIFELINE_VARIABLE
@@ -23,9 +24,6 @@ from workers.serving import broker_url, model_spec
 
 #: Seconds between two looks at the nodes.
 POLL_S = 0.5
-#: Seconds before a node that died is started again; doubled each time, up to a minute.
-RESTART_S = 1.0
-LONGEST_RESTART_S = 60.0
 
 
 def main() -> int:
@@ -67,7 +65,7 @@ class _Child:
 
     def __init__(self, plan: NodePlan) -> None:
         self.plan = plan
-        self.pause_s = RESTART_S
+        self._backoff = Backoff()
         self.start()
 
     @property
@@ -86,14 +84,12 @@ class _Child:
             return
         now = time.monotonic()
         if not self.restart_at:
-            if now - self.started > LONGEST_RESTART_S:  # it did well for a while
-                self.pause_s = RESTART_S
+            pause_s = self._backoff.pause_s(now - self.started)
             _say(
                 f"the node on {self.plan.device} ended: {describe(self.process.returncode)}; "
-                f"starting it again in {self.pause_s:.0f} s"
+                f"starting it again in {pause_s:.0f} s"
             )
-            self.restart_at = now + self.pause_s
-            self.pause_s = min(2 * self.pause_s, LONGEST_RESTART_S)
+            self.restart_at = now + pause_s
         elif now >= self.restart_at:
             self.start()
 

@@ -10,11 +10,12 @@ from tasks.endings import EXIT_NOT_STARTED
 
 SUPERVISE = """
 import sys
+from tasks import backoff
 from workers import launch
 from workers.planning import NodePlan
 
 programs = sys.argv[1:]
-launch.POLL_S = launch.RESTART_S = 0.01
+launch.POLL_S = backoff.FIRST_S = backoff.LONGEST_S = 0.01
 launch._command = lambda plan: [sys.executable, "-c", programs[plan.slots]]
 sys.exit(launch._supervise([NodePlan("cpu", number, 1) for number in range(len(programs))]))
 """
