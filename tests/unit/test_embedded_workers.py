@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from producer import backoff
 from producer.embedded_workers import MOST_DEATHS, EmbeddedWorkers
 from producer.runs import Run
+from tasks import backoff
 from tasks.backoff import Backoff
 from tasks.endings import EXIT_NOT_STARTED
 from tasks.errors import UsageError, WorkerStopped
