@@ -116,6 +116,6 @@ def test_a_client_has_time_limits_and_retries():
     with connect("unix:///nowhere.sock?db=2") as client:
         options = client.get_connection_kwargs()
     assert (options["path"], options["db"], options["decode_responses"]) == ("/nowhere.sock", 2, True)
-    assert (options["socket_timeout"], options["socket_connect_timeout"]) == (15, 5)
+    assert (options["socket_timeout"], options["socket_connect_timeout"]) == (5, 5)
     assert options["health_check_interval"] == 10
     assert options["retry"].get_retries() == 3

@@ -58,7 +58,7 @@ def test_both_sides_give_up_on_a_broker_that_says_nothing(client):
     """Without these a half-open connection hangs for good."""
     for conf in (client.conf, node_settings()):
         options = conf.broker_transport_options
-        assert options["socket_timeout"] == 15
+        assert options["socket_timeout"] == 5
         assert options["socket_connect_timeout"] == 5
         assert options["socket_keepalive"] is True
         assert options["health_check_interval"] == 10
