@@ -27,6 +27,20 @@ local function is_live()
   return state == 'submitting' or state == 'running'
 end
 
+-- How many tickets the queue may take. One that lapsed may still lie in it while nobody serves it, so what lies there
+-- counts too, against the gates of all jobs, as several may share a queue.
+local function queue_room()
+  local length, width = redis.call('LLEN', queue), get_number('gate')
+  if length < width then return width - length end
+  local id = get('id')
+  for _, other in ipairs(redis.call('SMEMBERS', active)) do
+    if other ~= id then
+      width = width + tonumber(redis.call('HGET', string.sub(job, 1, #job - #id) .. other, 'gate') or '0')
+    end
+  end
+  return width - length
+end
+
 -- Takes tickets out of the gate: returns the chunks that need one now and notes when each ticket lapses.
 local function next_tickets()
   local tickets = {}
@@ -39,6 +53,7 @@ local function next_tickets()
     if lapses and tonumber(lapses) > now then waiting = waiting - 1 end
   end
   local room = get_number('gate') - waiting
+  if room > 0 then room = math.min(room, queue_room()) end
   if room <= 0 then return tickets end
   for _, chunk in ipairs(redis.call('ZRANGEBYSCORE', open, '-inf', text(now), 'LIMIT', 0, room)) do
     local lease = redis.call('HGET', leases, chunk)

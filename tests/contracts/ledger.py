@@ -142,6 +142,21 @@ class LedgerContract:
         other = Desk(desk.ledger, make_spec(), gate=2).create()
         assert other.announce(0, 1, 2) == [0, 1]
 
+    def test_tickets_that_nobody_takes_are_not_issued_on_top_of_each_other(self, ledger, make_spec):
+        """They lapse and lapse again; as long as the queue is full, no further ones come."""
+        desk = Desk(ledger, make_spec(), gate=2, ticket_s=0.2).create()
+        ledger.redis.rpush(desk.spec.queue, *(f"ticket {chunk}" for chunk in desk.announce(0, 1, 2)))
+        wait_ms(ledger, 201)
+        assert desk.reconcile() == []
+        ledger.redis.lpop(desk.spec.queue)
+        assert len(desk.reconcile()) == 1
+
+    def test_a_queue_that_is_full_of_other_jobs_tickets_has_room_for_this_one(self, ledger, make_spec):
+        """The gates of all jobs add up."""
+        large = Desk(ledger, make_spec(), gate=5).create()
+        ledger.redis.rpush(large.spec.queue, *(f"ticket {chunk}" for chunk in large.announce(*range(9))))
+        assert Desk(ledger, make_spec(), gate=2).create().announce(0, 1, 2) == [0, 1]
+
     # -- claims ----------------------------------------------------------------------------------------------
 
     def test_a_token_is_never_granted_twice_although_the_server_lost_its_last_writes(self, desk):
