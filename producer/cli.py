@@ -9,8 +9,8 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from producer.terminal import say
 from tasks.errors import PenstockError, place_of
 
 app = typer.Typer(
@@ -50,7 +50,7 @@ def main() -> None:
     except Exception as exc:
         if debug:
             raise
-        _say(_line_of(exc))
+        say(_line_of(exc))
         sys.exit(exc.exit_code if isinstance(exc, PenstockError) else PenstockError.exit_code)
 
 
@@ -73,12 +73,6 @@ def _line_of(exc: Exception) -> str:
     if isinstance(exc, MemoryError):
         return "no memory is left. Smaller chunks (--chunk-rows, --chunk-bytes) and smaller records need less."
     return f"a fault in penstock: {place_of(exc)}. Run it again with --debug and report what that shows."
-
-
-def _say(line: str) -> None:
-    """Print one line; what would move the cursor or hide text, in a file's name say, is escaped."""
-    visible = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-    Console(stderr=True).print(f"penstock: {visible}", highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

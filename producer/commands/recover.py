@@ -12,6 +12,7 @@ from rich.table import Table
 from producer.client import Client
 from producer.commands import options as shared
 from producer.submission import PATIENCE_S
+from producer.terminal import say
 from tasks import manifest
 from tasks.errors import Permanent, UsageError
 from tasks.recovery import Rebuilt, rebuild
@@ -46,7 +47,7 @@ def recover(
     elif found:
         _print_table(found)
     for fault in failed[:-1]:
-        shared.err.print(f"penstock: {fault}", markup=False)
+        say(str(fault))
     if failed:
         raise failed[-1]
 

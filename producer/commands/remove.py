@@ -12,6 +12,7 @@ from producer.client import Client
 from producer.commands import options as shared
 from producer.commands.jobs import open_clients
 from producer.removal import Freed, jobs_ended_before, parse_duration, remove
+from producer.terminal import say
 from tasks.errors import PenstockError, Permanent, UsageError
 from tasks.settings import Settings
 
@@ -63,7 +64,7 @@ def remove_jobs(
             shared.out.print(f"{job}: {_amount(freed[-1].objects, freed[-1].size_bytes)}", markup=False)
     _report(freed, dry_run=dry_run, as_json=as_json)
     for fault in failed[:-1]:
-        shared.err.print(f"penstock: {fault}", markup=False)
+        say(str(fault))
     if failed:
         raise failed[-1]
 
