@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := check
-.PHONY: check demo test unit lint types contracts format fuzz bench-memory clean
+.PHONY: check demo test faults unit lint types contracts format fuzz bench-memory clean
 
 check: lint unit
 
@@ -20,6 +20,9 @@ test: $(VENV)/dev.stamp  ## all tests: unit, integration, acceptance
 
 fuzz: $(VENV)/dev.stamp  ## hostile input of all kinds, 10,000 cases; ends with a table
 	PENSTOCK_FUZZ_CASES=$${PENSTOCK_FUZZ_CASES:-10000} $(BIN)/python -m pytest tests/fuzz
+
+faults: $(VENV)/dev.stamp  ## every fault often, or for long (an hour); prints the table of docs/reliability.md
+	FAULTS=long $(BIN)/python -m pytest tests/faults --timeout 3600
 
 unit: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest tests/unit

@@ -12,7 +12,7 @@ import redis
 
 from tests.faults.accounting import FLAWLESS
 from tests.faults.conftest import by_size
-from tests.faults.proxy import Link, Trap, Verdict
+from tests.faults.proxy import Act, Trap, Verdict
 from tests.faults.rig import Rig, now, wait_until
 from tests.faults.steps import evalsha
 
@@ -128,42 +128,45 @@ def test_a_waiting_client_is_not_needed_after_a_flush(rig: Rig) -> None:
     assert rig.settle("FLUSHALL, no client", job, recoveries_s=[recovery_s]) == FLAWLESS
 
 
-def test_connections_that_fall_silent_while_idle_are_noticed(rig: Rig) -> None:
-    """Nothing comes back on any connection of an idle node; a job that is sent then is done."""
+@pytest.mark.parametrize("moment", by_size(["idle"], ["idle", "touch", "record", "announce"]))
+def test_connections_that_fall_silent_are_noticed(rig: Rig, moment: str) -> None:
+    """Nothing comes back any more, while a node is idle, in mid-chunk, at a record or at the submission."""
     rig.need_worker()
     before = rig.pids()
-    assert rig.proxy.silence(new_ones=False) > 0
-    since = now()
-    job = rig.submit(by_size(100, 1000))
-    recovery_s = rig.recovery_s(job, since, RESUMES_SILENT_S)
-    assert rig.settle("connections silent while idle", job, recoveries_s=[recovery_s]) == FLAWLESS
+    rows = by_size(100, 1000)
+    if moment == "idle":
+        assert rig.proxy.silence(new_ones=False) > 0
+        running = rig.start_encode(rows)
+    else:
+        trap = rig.proxy.set(Trap(evalsha(moment), _silence_all(rig)))
+        running = rig.start_encode(rows)
+        wait_until(lambda: trap.sprung, "the connections are silent")
+    recovery_s = rig.recovery_s(running.job, now(), RESUMES_SILENT_S)
+    fault = f"connections silent: {moment}"
+    assert rig.settle_encode(fault, running, recoveries_s=[recovery_s]) == FLAWLESS
     assert rig.pids() == before
 
 
-@pytest.mark.skipif(by_size(short=True, long=False), reason="takes a minute each; make faults")
-@pytest.mark.parametrize("step", ["touch", "record", "announce"])
-def test_a_connection_that_falls_silent_at_a_step_is_noticed(rig: Rig, step: str) -> None:
-    """All connections fall silent in mid-chunk, at a record or at the submission, and new ones for a while too."""
-    rig.need_worker()
+def _silence_all(rig: Rig) -> Act:
+    """Return an act that silences all connections, and for a while those that are made anew."""
 
-    def silence(_: Link, __: bytes) -> Verdict:
+    def act(*_: object) -> Verdict:
         rig.proxy.silence(new_ones=True)
         threading.Timer(5, rig.proxy.clear).start()
         return Verdict.DROP
 
-    trap = rig.proxy.set(Trap(evalsha(step), silence))
-    running = rig.start_encode(1000)
-    wait_until(lambda: trap.sprung, "the connections are silent")
-    recovery_s = rig.recovery_s(running.job, now(), RESUMES_SILENT_S + 5)
-    assert rig.settle_encode(f"connections silent at {step}", running, recoveries_s=[recovery_s]) == FLAWLESS
+    return act
 
 
-@pytest.mark.parametrize("step", ["create", "announce", "seal", "claim", "record", "free"])
-@pytest.mark.parametrize("verdict", [Verdict.CUT, Verdict.DROP], ids=["reset", "silence"])
+STEPS = ["create", "announce", "seal", "claim", "record", "free"]
+CUTS = [(step, Verdict.CUT) for step in STEPS]
+#: A silence costs the time limit of a connection each.
+SILENCES = [(step, Verdict.DROP) for step in by_size(["record"], STEPS)]
+
+
+@pytest.mark.parametrize(("step", "verdict"), CUTS + SILENCES, ids=lambda value: getattr(value, "name", value))
 def test_a_step_whose_reply_is_lost_happens_once(rig: Rig, step: str, verdict: Verdict) -> None:
     """The ledger did what it was asked; who asked saw a dead connection, and asks again."""
-    if verdict is Verdict.DROP and by_size(step != "record", long=False):
-        pytest.skip("takes a socket timeout each; make faults")
     rig.need_worker()
     times = by_size(2, 10) if step not in {"create", "seal", "free"} else 1
     trap = rig.proxy.set(Trap(evalsha(step), lambda *_: verdict, reply=b"", times=times))
