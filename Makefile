@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := check
-.PHONY: check demo test faults unit lint types contracts format fuzz bench-memory clean
+.PHONY: check demo test faults unit lint types contracts format fuzz audit bench-memory clean
 
 check: lint unit
 
@@ -40,6 +40,9 @@ contracts: $(VENV)/dev.stamp
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+
+audit: $(VENV)/dev.stamp  ## known vulnerabilities of what constraints.txt names, where the advisory service can be reached
+	$(BIN)/python .ci/audit.py
 
 bench-memory: $(VENV)/dev.stamp  ## memory of the producer on 2,000,000 rows; the figure stands in docs/scale.md
 	$(BIN)/python tests/benchmarks/producer_memory.py

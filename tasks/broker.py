@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import redis
@@ -96,6 +97,19 @@ def with_tls(url: str, *, ca: object = None, cert: object = None, key: object = 
     options |= {name: str(file) for name, file in files.items() if file is not None}
     head, _, query = url.partition("?")
     return f"{head}?{urlencode({**options, **dict(parse_qsl(query))})}"
+
+
+def tls_fault(exc: BaseException | None) -> str:
+    """Say what kept a TLS connection from being made, in OpenSSL's words; empty if it was something else."""
+    while exc is not None:
+        if isinstance(exc, ssl.SSLCertVerificationError):
+            return str(exc.verify_message)
+        if isinstance(exc, ssl.SSLError):
+            return str(exc.reason or "it was cut").replace("_", " ").lower()
+        if isinstance(exc, (FileNotFoundError, PermissionError)):
+            return f"a certificate or key cannot be read ({exc.strerror})"
+        exc = exc.__cause__ or exc.__context__
+    return ""
 
 
 def _translate(url: str, schemes: dict[str, str], names: dict[str, str]) -> str:

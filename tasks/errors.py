@@ -5,6 +5,7 @@
     PenstockError
     ├── Transient                 worth trying again
     │   ├── BrokerUnavailable     the broker cannot be reached            exit 3
+    │   │   ├── BrokerDenied      it refuses this user; not tried again
     │   │   └── BrokerFull        it has no memory left; waited for without limit
     │   ├── StoreUnavailable      the store cannot be reached             exit 3
     │   └── EngineBroken          the device or model no longer computes  exit 1
@@ -70,6 +71,10 @@ class BrokerUnavailable(Transient):
     """The broker does not answer. Check that Redis or Valkey runs and that --broker names it."""
 
     exit_code = 3
+
+
+class BrokerDenied(BrokerUnavailable):
+    """The broker refuses this user. Check the user and password in --broker and the server's ACL."""
 
 
 class BrokerFull(BrokerUnavailable):

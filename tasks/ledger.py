@@ -16,8 +16,8 @@ from typing import Any, cast
 import redis
 
 from tasks import keys
-from tasks.broker import redact
-from tasks.errors import BrokerFull, BrokerUnavailable, UnknownJob, UnreadableJob
+from tasks.broker import redact, tls_fault
+from tasks.errors import BrokerDenied, BrokerFull, BrokerUnavailable, UnknownJob, UnreadableJob
 from tasks.identity import Identity
 from tasks.journal import Journal, Span
 from tasks.messages import JOB_ID_PATTERN, JobSpec, Receipt, read_spec
@@ -325,22 +325,33 @@ class Ledger:
         with self.reaching():
             return bool(self._steps[step](keys=names, args=[spec.job]))
 
+    def _denied(self, exc: redis.RedisError) -> BrokerDenied:
+        return BrokerDenied(
+            f"The broker at {self.where} refuses this user: {exc} Check the user and password in --broker and the "
+            "server's ACL."
+        )
+
     @contextmanager
     def reaching(self) -> Iterator[None]:
         """Turn faults of the broker into BrokerUnavailable: it is away, or full, or a replica for the moment."""
         try:
             yield
         except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as exc:
-            raise BrokerUnavailable(
-                f"The broker at {self.where} refuses this user: {exc} Check the user and password in --broker and "
-                "the server's ACL."
-            ) from exc
+            raise self._denied(exc) from exc
         except (redis.ConnectionError, redis.TimeoutError) as exc:
+            tls = tls_fault(exc)
+            if tls and self.url.startswith("rediss://"):
+                raise BrokerUnavailable(
+                    f"No TLS connection to the broker at {self.where}: {tls}. Check broker_tls_ca, broker_tls_cert "
+                    "and broker_tls_key, and that --broker has the name that the server's certificate is for."
+                ) from exc
             raise BrokerUnavailable(
                 f"The broker at {self.where} does not answer ({type(exc).__name__}). Check that Redis or Valkey "
                 "runs there and that --broker names it."
             ) from exc
         except redis.ResponseError as exc:
+            if "ACL failure in script" in str(exc):
+                raise self._denied(exc) from exc
             is_passing = isinstance(exc, (redis.OutOfMemoryError, redis.ReadOnlyError))
             if not is_passing and not _PASSING.search(str(exc)):
                 raise

@@ -29,7 +29,7 @@ class Parked(Message):
         node: who took it out.
         at_ms: when, by the broker's time.
         size_bytes: its length.
-        message: its beginning; bytes that are no UTF-8 as lone surrogates.
+        message: its beginning, a character a byte (Latin-1).
     """
 
     queue: Annotated[str, Field(pattern=QUEUE_PATTERN)]
@@ -47,7 +47,7 @@ class Parked(Message):
 
 def park(ledger: Ledger, node: str, queue: str, raw: bytes, why: str) -> None:
     """Keep a message."""
-    text = raw[:MOST_BYTES].decode(errors="surrogateescape")
+    text = raw[:MOST_BYTES].decode("latin-1")
     parked = {"queue": queue, "why": why, "node": node, "at_ms": ledger.now_ms(), "size_bytes": len(raw)}
     with ledger.reaching(), ledger.redis.pipeline() as pipe:
         pipe.lpush(keys.PARKED, json.dumps({**parked, "message": text}))
@@ -95,4 +95,4 @@ def _read(note: str) -> Parked:
 
 
 def _encode(text: str) -> bytes:
-    return text.encode(errors="surrogateescape")
+    return text.encode("latin-1", "replace")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from tasks.errors import BrokerFull, Transient
+from tasks.errors import BrokerDenied, BrokerFull, Transient
 
 T = TypeVar("T")
 
@@ -36,7 +37,9 @@ def retry_transient(call: Callable[[], T], *, for_s: float) -> T:
             is_full = True
             deadline = time.monotonic() + for_s
         except Transient as exc:
-            if time.monotonic() + pause_s > deadline:
+            # A client's user that may not do this will not be allowed to in a minute; a node that starts waits.
+            is_denied = isinstance(exc, BrokerDenied) and for_s != math.inf
+            if is_denied or time.monotonic() + pause_s > deadline:
                 raise
             is_full = False
             log.warning("Passing fault, trying again: %s", exc, extra={"action": "retry"})

@@ -17,6 +17,7 @@ import typer
 from producer.commands import options as shared
 from producer.embedded import server_binary
 from tasks import broker as brokers
+from tasks import parking
 from tasks.errors import PenstockError
 from tasks.ledger import Ledger
 from tasks.messages import ModelSpec
@@ -60,6 +61,7 @@ def _checks(settings: Settings) -> Iterator[dict[str, str | bool]]:
         yield _check("broker", lambda: f"none configured: embedded, with {server_binary()}")
     else:
         yield _check("broker", lambda: _broker(settings))
+        yield _check("parked messages", lambda: _parked(settings))
     if settings.store_url or settings.broker_url:
         yield _check("store", lambda: _store(settings))
     else:
@@ -92,6 +94,14 @@ def _broker(settings: Settings) -> str:
             f"{ledger.where} evicts keys when full (maxmemory-policy {policy}) and would lose jobs: set noeviction."
         )
     return f"{ledger.where}, {info.get('server_name', 'redis')} {version}, {millis:.1f} ms"
+
+
+def _parked(settings: Settings) -> str:
+    found = parking.reasons(_ledger(settings))
+    if found:
+        shown = "; ".join(f"{count} x {why}" for why, count in found.most_common(3))
+        raise PenstockError(f"{found.total()} that no node could read: {shown}. `penstock parked` lists them.")
+    return "none"
 
 
 def _eviction_policy(ledger: Ledger) -> str:

@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from producer.cli import app
-from producer.commands import doctor, encode, jobs, recover, remove, worker
+from producer.commands import doctor, encode, jobs, parked, recover, remove, worker
 from tasks.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +27,7 @@ BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 def command():
     """Return the whole command with its subcommands."""
     if not app.registered_commands:
-        for module in (encode, worker, jobs, remove, recover, doctor):
+        for module in (encode, worker, jobs, remove, recover, parked, doctor):
             module.register(app)
     return typer.main.get_command(app)
 
@@ -125,7 +125,7 @@ def test_every_command_has_help_with_an_example(name):
     assert [parameter.name for parameter in found.params if not getattr(parameter, "help", None)] == []
 
 
-@pytest.mark.parametrize("name", ["quickstart", "configuration", "architecture", "glossary", "scale"])
+@pytest.mark.parametrize("name", ["quickstart", "configuration", "architecture", "security", "glossary", "scale"])
 def test_the_readme_leads_to_every_page(name):
     """A page that nothing leads to is not read."""
     assert f"(docs/{name}.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
