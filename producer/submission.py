@@ -101,7 +101,7 @@ def _send(spec: JobSpec, chunk: Chunk, office: Office, *, is_announced: bool) ->
     path = keys.input_path(spec.job, chunk.number)
     table = tables.input_table(chunk.first_row, chunk.ids, chunk.texts, chunk.kept)
     if not (is_announced and _is_there(spec, store, path, table)):
-        data = tables.to_bytes(table)
+        data = tables.input_bytes(table, path)
         retry_transient(lambda: store.put(path, data), for_s=PATIENCE_S)
     _tell(spec, office, lambda: office.ledger.announce(spec, chunk.number, chunk.n_rows, chunk.n_bytes))
 

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 #: The release that writes a result; looked up once, because it is read from disk.
 RELEASE = version("penstock")
+#: Attempts to finish a chunk with error rows, for which its input must be read; then the job fails.
+GIVE_UPS = 3
 #: Seconds after which a chunk that this slot could not do is offered again, and for which a slot rests that will not
 #: do a job.
 AGAIN_S = 2.0
@@ -89,9 +91,7 @@ def _refuse(slot: Slot, lease: Lease, reason: str) -> str:
 def _work(slot: Slot, lease: Lease) -> str:
     fields = {"job": lease.job, "chunk": lease.chunk, "attempt": lease.attempts}
     try:
-        problem = slot.encoder.check(lease.spec.options)
-        if problem:
-            raise Permanent(problem)  # noqa: TRY301 - handled with those that the store raises
+        _check(slot, lease)
         receipt = _produce(slot, lease)
     except Permanent as exc:
         # It would fail in the same way everywhere.
@@ -110,7 +110,10 @@ def _work(slot: Slot, lease: Lease) -> str:
         _give_back(slot, lease, delay_s=AGAIN_S)
         return "handed back"
     except Exception as exc:  # noqa: BLE001 - the task's boundary
-        return _count_attempt(slot, lease, place_of(exc))
+        # The attempt counts, and the chunk is given up after a few.
+        log.error("Chunk failed: %s", place_of(exc), extra={"action": "free", **fields})  # noqa: TRY400 - see place_of
+        _give_back(slot, lease, blame=place_of(exc), delay_s=AGAIN_S)
+        return "attempt failed"
     outcome, released = slot.patiently(lambda: slot.ledger.record(lease, receipt))
     if outcome == "weights":  # another slot began the job while this one was at work
         with suppress(Transient):  # else a recovery might take this result for the one that began it
@@ -123,13 +126,13 @@ def _work(slot: Slot, lease: Lease) -> str:
     return f"{outcome}: {receipt.rows} rows"
 
 
-def _count_attempt(slot: Slot, lease: Lease, why: str) -> str:
-    """Note that an attempt failed; after a few the chunk is given up, or the job if even that fails."""
-    log.error("Chunk failed: %s", why, extra={"action": "free", "job": lease.job, "chunk": lease.chunk})
-    if lease.attempts > slot.settings.max_attempts:
-        return _fail(slot, lease, f"chunk {lease.chunk} failed {lease.attempts} times, at last by {why}")
-    _give_back(slot, lease, blame=why, delay_s=AGAIN_S)
-    return "attempt failed"
+def _check(slot: Slot, lease: Lease) -> None:
+    """Raise Permanent if the model cannot serve the job's options, or its chunk cannot even be given up."""
+    problem = slot.encoder.check(lease.spec.options)
+    if lease.attempts > slot.settings.max_attempts + GIVE_UPS:
+        problem = f"chunk {lease.chunk} can neither be done nor given up, the last so: {lease.journal.why}"
+    if problem:
+        raise Permanent(problem)
 
 
 def _fail(slot: Slot, lease: Lease, reason: str) -> str:

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 #: Where a table's metadata holds the hash of its content.
 CONTENT = "penstock.content"
 
+#: Where a chunk input's metadata holds its own key.
+_KEY = "penstock.object"
 #: The columns that every chunk input begins with.
 _INPUT = pa.schema({"row": pa.int64(), "id": pa.string(), "text": pa.string()})
 
@@ -127,13 +129,17 @@ def read_whole(data: bytes, name: str) -> pa.Table:
     table = from_bytes(data, name)
     try:
         table.validate(full=True)  # offsets that lead out of the bytes would end the process later on
-        found = content_hash(table)
-        is_whole = metadata_of(table).get(CONTENT, found) == found  # the first release wrote no hash
+        is_whole = metadata_of(table).get(CONTENT) == content_hash(table)
     except (pa.ArrowException, ValueError) as exc:
         raise DamagedObject(f"{name} is damaged: {len(data)} bytes that make no sense.", key=name) from exc
     if not is_whole:
         raise DamagedObject(f"{name} is damaged: its content is not what was written.", key=name)
     return table
+
+
+def input_bytes(table: pa.Table, key: str) -> bytes:
+    """Serialise a chunk input, with the key under which it is stored, so that no other can take its place."""
+    return to_bytes(table, {_KEY: key})
 
 
 def read_input(data: bytes, name: str) -> pa.Table:
@@ -143,15 +149,17 @@ def read_input(data: bytes, name: str) -> pa.Table:
         DamagedObject: it is not what the client wrote; the line says what to do.
     """
     try:
-        return _with_input_columns(read_whole(data, name), name)
+        return _as_input(read_whole(data, name), name)
     except DamagedObject as exc:
         line = f"{exc} Only the corpus has these rows: submit it again."
         raise DamagedObject(line, **exc.data) from exc
 
 
-def _with_input_columns(table: pa.Table, name: str) -> pa.Table:
+def _as_input(table: pa.Table, name: str) -> pa.Table:
     if table.schema.names[:3] != _INPUT.names or table.schema.types[:3] != _INPUT.types:
         raise DamagedObject(f"{name} is damaged: it has other columns than row, id and text.", key=name)
+    if metadata_of(table).get(_KEY) != name:
+        raise DamagedObject(f"{name} is another chunk's input.", key=name)
     return table
 
 

@@ -24,7 +24,7 @@ def check_chunks(chunks: list[Chunk]) -> None:
     for number, chunk in enumerate(chunks):
         assert (chunk.number, chunk.first_row) == (number, row)
         row += chunk.n_rows
-        data = tables.to_bytes(tables.input_table(chunk.first_row, chunk.ids, chunk.texts, chunk.kept))
+        data = tables.input_bytes(tables.input_table(chunk.first_row, chunk.ids, chunk.texts, chunk.kept), "chunk")
         back = tables.read_input(data, "chunk")
         assert back["id"].to_pylist() == chunk.ids
         assert back["text"].to_pylist() == chunk.texts

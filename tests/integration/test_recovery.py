@@ -57,8 +57,8 @@ class Site:
         """Put chunk inputs into the store and announce them."""
         for chunk in chunks:
             ids, texts = [f"id-{i}" for i in range(ROWS)], [f"text {i} é" for i in range(ROWS)]
-            data = tables.to_bytes(tables.input_table(ROWS * chunk, ids, texts))
-            self.store.put(keys.input_path(self.job, chunk), data)
+            path = keys.input_path(self.job, chunk)
+            self.store.put(path, tables.input_bytes(tables.input_table(ROWS * chunk, ids, texts), path))
             self.desk.ledger.announce(self.desk.spec, chunk, ROWS, TEXT_BYTES)
 
     def seal(self, chunks: int) -> None:

@@ -70,9 +70,14 @@ def test_the_pace_follows_the_latest_pieces(clock):
 def test_a_piece_that_failed_teaches_nothing_and_is_not_overdue(clock):
     """The engine raised: nothing runs any more."""
     found = TimeLimits(60)
-    with pytest.raises(ValueError, match="oops"), found.rows(100):
-        found.batch(10)
-        raise ValueError("oops")
+
+    def fail():
+        with found.rows(100):
+            found.batch(10)
+            raise ValueError("oops")
+
+    with pytest.raises(ValueError, match="oops"):
+        fail()
     clock.now += 1e9
     assert found._rows.overdue() is None
     assert found._batch.overdue() is None

@@ -215,7 +215,7 @@ def test_other_content_has_another_hash():
 
 def test_an_altered_input_says_what_to_do():
     """Only the corpus has its rows."""
-    data = tables.to_bytes(inputs(2))
+    data = tables.input_bytes(inputs(2), "jobs/x")
     assert tables.read_input(data, "jobs/x").equals(inputs(2))
     altered = data.replace(b"text 1", b"text 7")
     assert tables.from_bytes(altered, "jobs/x").num_rows == 2
@@ -224,12 +224,19 @@ def test_an_altered_input_says_what_to_do():
     assert caught.value.data == {"key": "jobs/x"}
 
 
-def test_an_input_of_the_first_release_is_read_without_a_hash():
-    """Nodes are upgraded before clients."""
+def test_an_input_without_a_hash_is_damaged():
+    """Else one altered bit in the hash's name would switch the check off."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, inputs(2).schema) as writer:
         writer.write_table(inputs(2))
-    assert tables.read_input(sink.getvalue().to_pybytes(), "jobs/x").equals(inputs(2))
+    with pytest.raises(DamagedObject, match="its content is not what was written"):
+        tables.read_input(sink.getvalue().to_pybytes(), "jobs/x")
+
+
+def test_an_input_in_the_place_of_another_is_noticed():
+    """Both are whole."""
+    with pytest.raises(DamagedObject, match=r"^jobs/x is another chunk's input"):
+        tables.read_input(tables.input_bytes(inputs(2), "jobs/y"), "jobs/x")
 
 
 @pytest.mark.parametrize("table", [pa.table({"row": [1], "id": ["a"], "tfxt": ["x"]}), pa.table({"row": [1]})])
