@@ -108,7 +108,7 @@ def _records(ledger: Ledger, status: JobStatus) -> Iterator[Recorded]:
         remedy = {
             "submitting": "Its corpus is not all there yet.",
             "running": f"`penstock wait {job}` waits for the rest.",
-            "failed": f"`penstock retry {job}` runs it again.",
+            "failed": f"It failed: {status.reason} `penstock retry {job}` runs again what failed.",
         }.get(status.state, "")
         raise JobFailed(
             f"Job {job} is {status.state}: {status.recorded} of {total} chunks have results. {remedy}",
