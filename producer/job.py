@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +15,7 @@ from producer.progress import Progress
 from producer.submission import PATIENCE_S
 from producer.writers import write_results
 from tasks import delivery, keys, manifest
-from tasks.errors import BrokerFull, JobRefused, UnknownJob, UsageError
+from tasks.errors import BrokerDenied, BrokerFull, JobRefused, UnknownJob, UsageError
 from tasks.messages import JobSpec
 from tasks.records import JobStatus, Recorded
 from tasks.recovery import rebuild
@@ -110,7 +111,8 @@ class Job:
             if not any(self._client.store.list_keys(keys.manifest(self.id))):  # it was removed
                 raise
             shown.say_once(f"The broker lost job {self.id}. It is rebuilt from {self._client.store.url}.")
-            rebuild(self._client.office, self.id)
+            with suppress(BrokerDenied):  # this user may not record results: a node goes on
+                rebuild(self._client.office, self.id)
             return self.status()
 
     def results(self) -> Iterator[pa.Table]:

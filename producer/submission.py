@@ -15,7 +15,7 @@ import pyarrow as pa
 from producer.chunking import Chunk, KeptTypes, cut_chunks
 from producer.rows import Row
 from tasks import delivery, keys, manifest, tables
-from tasks.errors import BadInput, DamagedObject, JobFailed, StoreFull, UnknownJob, UsageError
+from tasks.errors import BadInput, BrokerDenied, DamagedObject, JobFailed, StoreFull, UnknownJob, UsageError
 from tasks.manifest import Sealed
 from tasks.messages import JobSpec
 from tasks.recovery import Office, rebuild
@@ -136,6 +136,7 @@ def _tell(spec: JobSpec, office: Office, step: Callable[[], tuple[str, list[int]
             delivery.publish_or_leave(office.app, spec, tickets)
             return
         log.warning("The broker lost a part of job %s", spec.job, extra={"action": "recover", "job": spec.job})
-        with suppress(UnknownJob):  # its store was lost with it, or it was removed
+        # Its store was lost with it, or it was removed; or this user may not record results, and a node goes on.
+        with suppress(UnknownJob, BrokerDenied):
             retry_transient(lambda: rebuild(office, spec.job), for_s=PATIENCE_S)
     raise JobFailed(f"The broker lost what it had of job {spec.job}; run the same command again.", job=spec.job)

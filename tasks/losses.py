@@ -11,7 +11,7 @@ from functools import partial
 from typing import cast
 
 from tasks import keys, manifest, recovery
-from tasks.errors import DamagedObject, Permanent, Transient, UnknownJob
+from tasks.errors import BrokerDenied, DamagedObject, Permanent, Transient, UnknownJob
 from tasks.ledger import Ledger
 from tasks.manifest import Listed
 from tasks.recovery import Office
@@ -35,11 +35,12 @@ class Losses:
         self._who = secrets.token_hex(8)
         self._store_id = ""
         self._is_ending = threading.Event()
+        self._is_allowed = True
         self._thread: threading.Thread | None = None
 
     def look(self) -> None:
         """Begin to compare if the ledger is empty, another server than at the last time, or never was compared."""
-        if self._thread is not None and self._thread.is_alive():
+        if not self._is_allowed or (self._thread is not None and self._thread.is_alive()):
             return
         identity = self._office.ledger.identity
         if not self._store_id or identity.compared(self._store_id) != identity.server():
@@ -62,6 +63,8 @@ class Losses:
                 identity.note_compared(self._store_id, server, before=before)
         except _Ended:
             return
+        except BrokerDenied:  # a client whose user may not record results: nodes do this
+            self._is_allowed = False
         except Transient as exc:
             log.warning("Lost jobs not rebuilt yet: %s", exc, extra={"action": "recover"})
         except Exception:  # a thread's boundary

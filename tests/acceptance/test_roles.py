@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import redis
 
@@ -105,10 +106,10 @@ def _is_up(client: redis.Redis) -> bool:
         return False
 
 
-def start_worker(guarded: Guarded, store_url: str | None = None) -> None:
+def start_worker(guarded: Guarded, store_url: str | None = None, model: str = "fake") -> None:
     """Start a worker as that user and wait until its slots are ready."""
     guarded.act_as("worker", store_url)
-    guarded.shell.start("worker", "--model", "fake", "--devices", "cpu", "--processes-per-device", 1)
+    guarded.shell.start("worker", "--model", model, "--devices", "cpu", "--processes-per-device", 1)
     guarded.act_as("monitor", store_url)
     wait_until(lambda: [s for s in guarded.shell.json("workers") if s["state"] == "ready"], "the slot is ready")
 
@@ -167,6 +168,23 @@ def test_a_monitor_watches_with_flower(guarded: Guarded) -> None:
     finally:
         flower.kill()
         flower.wait()
+
+
+def test_what_a_broker_lost_is_rebuilt_by_a_node_while_a_submitter_waits(guarded: Guarded) -> None:
+    """The submitter may not record results itself; it waits, says nothing, and gets all of them."""
+    shell, store, model = guarded.shell, (guarded.shell.folder / "store").as_uri(), "fake:ms_per_row=10"
+    start_worker(guarded, store, model)
+    guarded.act_as("submitter", store)
+    corpus = shell.write("c.txt", texts(300))
+    client = shell.start("encode", corpus, "--model", model, "--chunk-rows", 10, "--out", "v.npy")
+    wait_until(
+        lambda: any(guarded.admin.hlen(key) > 3 for key in guarded.admin.scan_iter(keys.done("*"))), "it is under way"
+    )
+    guarded.admin.flushall()
+    said, _ = client.communicate(timeout=60)
+    assert client.returncode == 0, said
+    assert "refuses this user" not in said
+    assert np.load(shell.folder / "v.npy").shape == (300, 32)
 
 
 RESULT = f"{keys.redis_folder(keys.result_path('encode-0001', 0, 1))}"
