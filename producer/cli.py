@@ -6,12 +6,14 @@ import functools
 import importlib.metadata
 import signal
 import sys
+import traceback
 from typing import Annotated
 
 import typer
 
 from producer.terminal import say
 from tasks.errors import PenstockError, place_of
+from tasks.redaction import redact_text
 
 app = typer.Typer(
     name="penstock",
@@ -47,9 +49,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         full_app()(args=arguments, prog_name="penstock")
-    except Exception as exc:
+    except Exception as exc:  # noqa: BLE001 - a process boundary
         if debug:
-            raise
+            sys.stderr.write(redact_text(traceback.format_exc()))
         say(_line_of(exc))
         sys.exit(exc.exit_code if isinstance(exc, PenstockError) else PenstockError.exit_code)
 

@@ -35,6 +35,7 @@ from tasks.ledger import Ledger
 from tasks.messages import EncodeOptions, JobSpec, ModelSpec, OnError, explain, new_job_id
 from tasks.reconciler import Reconciler
 from tasks.recovery import Office
+from tasks.redaction import redact
 from tasks.retrying import retry_transient
 from tasks.settings import Settings
 from tasks.signing import Signer
@@ -362,7 +363,7 @@ class Client:
 
     def how_to_start(self, spec: JobSpec) -> str:
         """Return the command that starts a worker for a job."""
-        url = broker.redact(self.settings.broker_url or "")
+        url = redact(self.settings.broker_url or "")
         store = f" --store {self.store.url}" if self.settings.store_url else ""
         return f"Start one: penstock worker --model {spec.model} --broker {url}{store}"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import ssl
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
@@ -11,6 +10,7 @@ from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
 from tasks.errors import UsageError
+from tasks.redaction import redact
 
 #: Seconds after which an unanswered command counts as failed. Without it a half-open connection hangs for good. A node
 #: learns of each of its connections one after the other; with 15 s that took up to a minute.
@@ -25,8 +25,6 @@ HEALTH_CHECK_S = 10
 RETRIES = 3
 
 _SCHEMES = {"redis", "rediss", "unix", "redis+socket"}
-#: Schemes whose paths may hold an ``@``, as their URLs hold no password.
-_NO_PASSWORDS = {"file", "s3", "gs", "az"}
 
 
 def check_url(url: str) -> str:
@@ -50,23 +48,6 @@ def check_url(url: str) -> str:
     if not (parts.hostname or parts.path.strip("/")):
         raise UsageError(f"--broker {redact(url)}: names no host.")
     return url
-
-
-def redact(url: str) -> str:
-    """Return the URL without user, password and query. Takes any text.
-
-    An ``@`` behind the host says that a ``/``, ``?`` or ``#`` in the password may have ended the host too early;
-    then only the scheme is shown.
-    """
-    scheme, mark, rest = url.partition("://")
-    if not mark:
-        return "***" if "@" in url else url
-    netloc = re.split(r"[/?#]", rest, maxsplit=1)[0]
-    tail = rest.removeprefix(netloc)
-    if netloc and "@" in tail and scheme not in _NO_PASSWORDS:
-        return f"{scheme}://***"
-    secret, at, host = netloc.rpartition("@")
-    return f"{scheme}://{'***' if secret else ''}{at}{host}{re.split('[?#]', tail, maxsplit=1)[0]}"
 
 
 def redis_url(url: str) -> str:

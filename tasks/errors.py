@@ -23,7 +23,7 @@
         └── DamagedObject         a stored object is not what was written exit 1
 
 The docstring of a class is its default message. ``exit_code`` is what the CLI exits with. Messages never hold a
-record's text.
+record's text, and of addresses no password and no query.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from __future__ import annotations
 import inspect
 import traceback
 from typing import Any
+
+from tasks.redaction import redact_text
 
 
 class PenstockError(Exception):
@@ -40,7 +42,7 @@ class PenstockError(Exception):
 
     def __init__(self, message: str | None = None, **data: Any) -> None:
         """Keep the values of the message as data too, for logs and callers."""
-        super().__init__(message or inspect.getdoc(type(self)))
+        super().__init__(redact_text(message or inspect.getdoc(type(self)) or ""))
         self.data = data
 
     def __reduce__(self) -> tuple[Any, ...]:

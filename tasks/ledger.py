@@ -16,12 +16,13 @@ from typing import Any, cast
 import redis
 
 from tasks import keys
-from tasks.broker import redact, tls_fault
+from tasks.broker import tls_fault
 from tasks.errors import BrokerDenied, BrokerFull, BrokerUnavailable, UnknownJob, UnreadableJob
 from tasks.identity import Identity
 from tasks.journal import Journal, Span
 from tasks.messages import JOB_ID_PATTERN, JobSpec, Receipt, read_spec
 from tasks.records import JobStatus, Lease, Recorded, Refusal, read_record, read_status, write_record
+from tasks.redaction import redact
 from tasks.signing import Signer
 from tasks.steps import STEPS
 from tasks.workforce import SlotStatus, Workforce

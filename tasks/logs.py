@@ -8,6 +8,8 @@ import logging
 import sys
 from typing import Any
 
+from tasks.redaction import redact_text
+
 _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -37,7 +39,7 @@ class PlainFormatter(logging.Formatter):
         head = f"{_time(record, 'seconds')} {record.levelname} {record.getMessage()}"
         fields = " ".join(f"{name}={value}" for name, value in fields_of(record).items() if name != "action")
         line = f"{head}  {fields}" if fields else head
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        return redact_text(f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line)
 
 
 class JsonFormatter(logging.Formatter):
@@ -54,7 +56,8 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str, ensure_ascii=False)
+        shown = {name: redact_text(value) if isinstance(value, str) else value for name, value in line.items()}
+        return json.dumps(shown, default=str, ensure_ascii=False)
 
 
 def _time(record: logging.LogRecord, precision: str) -> str:

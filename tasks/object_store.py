@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 import obstore.store
 from obstore.exceptions import BaseError
 
-from tasks.broker import redact
 from tasks.errors import UsageError
+from tasks.redaction import redact
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig

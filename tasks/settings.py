@@ -19,6 +19,7 @@ from yaml import YAMLError
 from tasks import broker
 from tasks.errors import UsageError
 from tasks.messages import explain
+from tasks.redaction import redact
 
 #: The settings file: this one of the working folder, or the one that PENSTOCK_CONFIG names.
 CONFIG_FILE = "penstock.yaml"
@@ -138,7 +139,7 @@ class Settings(BaseSettings):
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         """Show no password."""
         for name, value in super().__repr_args__():
-            yield name, broker.redact(value) if name in {"broker_url", "store_url"} and value else value
+            yield name, redact(value) if name in {"broker_url", "store_url"} and value else value
 
     @classmethod
     def settings_customise_sources(

@@ -15,6 +15,7 @@ from tasks import broker, keys, object_store
 from tasks.bucket_store import BucketStore
 from tasks.errors import DamagedObject, UsageError
 from tasks.file_store import FileStore
+from tasks.redaction import redact
 from tasks.redis_store import RedisStore
 
 #: Schemes of Redis.
@@ -57,13 +58,13 @@ def open_store(url: str, *, redis_limit_bytes: int = 2**63) -> Store:
     scheme = url.partition("://")[0]
     if scheme in REDIS_SCHEMES:
         client = broker.connect(url, decode=False, timeout_s=broker.STORE_TIMEOUT_S)
-        return RedisStore(client, broker.redact(url), redis_limit_bytes)
+        return RedisStore(client, redact(url), redis_limit_bytes)
     if scheme not in object_store.SCHEMES:
         known = ", ".join(f"{scheme}://" for scheme in (*object_store.SCHEMES, "redis"))
-        raise UsageError(f"--store {broker.redact(url)}: not one of {known}.")
+        raise UsageError(f"--store {redact(url)}: not one of {known}.")
     if scheme == "file":
         return FileStore(url)
-    return BucketStore(object_store.connect(url, object_store.CHUNKS), broker.redact(url))
+    return BucketStore(object_store.connect(url, object_store.CHUNKS), redact(url))
 
 
 def store_id(store: Store) -> str:

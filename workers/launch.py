@@ -13,11 +13,12 @@ import subprocess
 import sys
 import time
 
-from tasks import broker, lifeline
+from tasks import lifeline
 from tasks.backoff import Backoff
 from tasks.endings import EXIT_NOT_STARTED, describe
 from tasks.errors import PenstockError
 from tasks.lifeline import LIFELINE_VARIABLE
+from tasks.redaction import redact
 from tasks.settings import Settings
 from workers.planning import NodePlan, plan_nodes
 from workers.serving import broker_url, model_spec
@@ -35,7 +36,7 @@ def main() -> int:
     except PenstockError as exc:
         _say(str(exc))
         return exc.exit_code
-    url = broker.redact(broker_url(settings))
+    url = redact(broker_url(settings))
     for plan in plans:
         slots = f"{plan.slots} slot{'s' * (plan.slots > 1)} x {plan.threads} thread{'s' * (plan.threads > 1)}"
         _say(f"{spec} on {plan.device}, {slots}, broker {url}")

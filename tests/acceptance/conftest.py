@@ -33,6 +33,12 @@ LEASE_S = 3
 #: Seconds between two looks at what whole processes do.
 POLL_S = 0.02
 
+#: Stands in every secret that a shell has, so that it is found wherever one is shown.
+PLANT = "PLANTED-SECRET"
+#: Stands in every text that `texts` makes.
+TEXT_MARK = " of the corpus, which says "
+SECRETS = {"HF_TOKEN": f"hf_{PLANT}", "AWS_SECRET_ACCESS_KEY": f"aws_{PLANT}"}
+
 PENSTOCK = [sys.executable, "-P", "-m", "producer.cli"]
 
 
@@ -63,6 +69,7 @@ class Shell:
         )
         assert done.returncode == code, f"exit {done.returncode} of {arguments}:\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr, done.stderr
+        check_shows_no_secret(done.stdout + done.stderr)
         return done
 
     def json(self, *arguments: object, code: int = 0, stdin: str | None = None) -> Any:
@@ -94,8 +101,18 @@ class Shell:
             for member in tree(process.pid):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     member.kill()
-            process.communicate()
+            said, _ = process.communicate()
+            check_shows_no_secret(said or "")
         self.started.clear()
+        for log in self.folder.rglob("*.log"):
+            check_shows_no_secret(log.read_text(errors="replace"))
+
+
+def check_shows_no_secret(said: str) -> None:
+    """Check that nothing which a command printed or logged holds a planted secret, or a record's text."""
+    for mark in (PLANT, TEXT_MARK):
+        at = said.find(mark)
+        assert at < 0, f"it shows what it should not: ...{said[max(0, at - 300) : at + 100]}"
 
 
 def tree(pid: int) -> list[psutil.Process]:
@@ -109,7 +126,7 @@ def tree(pid: int) -> list[psutil.Process]:
 
 def texts(count: int) -> list[str]:
     """Return different short texts."""
-    return [f"record number {i} of the corpus, which says {i * i}" for i in range(count)]
+    return [f"record number {i}{TEXT_MARK}{i * i}" for i in range(count)]
 
 
 def fake_vectors(records: list[str]) -> np.ndarray:
@@ -121,7 +138,7 @@ def fake_vectors(records: list[str]) -> np.ndarray:
 def shell(tmp_path: Path) -> Iterator[Shell]:
     """A shell without any configuration."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
-    environment = {**inherited, "XDG_STATE_HOME": str(tmp_path / "state"), "COLUMNS": "120"}
+    environment = {**inherited, **SECRETS, "XDG_STATE_HOME": str(tmp_path / "state"), "COLUMNS": "120"}
     here = Shell(tmp_path, environment)
     yield here
     here.end()

@@ -2,8 +2,9 @@
 
 import pytest
 
-from tasks.broker import celery_url, check_url, connect, redact, redis_url
+from tasks.broker import celery_url, check_url, connect, redis_url
 from tasks.errors import UsageError
+from tasks.redaction import redact, redact_text
 
 #: The same broker in redis-py's words and in Celery's.
 TRANSLATIONS = [
@@ -119,3 +120,21 @@ def test_a_client_has_time_limits_and_retries():
     assert (options["socket_timeout"], options["socket_connect_timeout"]) == (5, 5)
     assert options["health_check_interval"] == 10
     assert options["retry"].get_retries() == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("GET https://host/x.jsonl?sig=SECRET in 2 s", "GET https://host/x.jsonl in 2 s"),
+        ("at redis://user:SECRET@host:6379/0, and so on.", "at redis://***@host:6379/0, and so on."),
+        ("(https://u:SECRET@host/x): no", "(https://***@host/x): no"),
+        ('{"url": "rediss://:SECRET@h/0"}', '{"url": "rediss://***@h/0"}'),
+        ("--out v.npy?sig=SECRET: no", "--out v.npy?*** no"),
+        ("two: s3://a/b?x=SECRET http://:SECRET@c", "two: s3://a/b http://***@c"),
+        ("why? nobody = knows", "why? nobody = knows"),
+        ("data/part-?.txt is a glob", "data/part-?.txt is a glob"),
+    ],
+)
+def test_a_text_is_shown_without_the_secrets_of_its_addresses(text, shown):
+    """Errors of libraries quote whole addresses; the rest of the text stays."""
+    assert redact_text(text) == shown

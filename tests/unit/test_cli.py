@@ -50,10 +50,12 @@ def test_a_fault_of_our_own_is_one_line_without_what_it_was_about(tmp_path, fail
 
 
 def test_debug_shows_the_traceback(tmp_path, fail):
-    """Which a report of a fault needs."""
-    fail(KeyError("secret"))
-    with pytest.raises(KeyError):
-        call("jobs", "--debug", folder=tmp_path)
+    """Which a report of a fault needs; without the passwords of addresses in it."""
+    fail(KeyError("no redis://:PASSWORD@host/0 here"))
+    done = call("jobs", "--debug", folder=tmp_path)
+    assert done.code == 1
+    assert "Traceback" in done.err
+    assert "KeyError: 'no redis://***@host/0 here'" in done.err
 
 
 def test_what_a_terminal_would_obey_is_escaped(tmp_path):
