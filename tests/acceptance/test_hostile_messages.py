@@ -105,8 +105,12 @@ def test_a_node_answers_questions_and_takes_no_orders(cluster: Cluster) -> None:
     app: Celery = delivery.make_app(cluster.server.url)
     ask = app.control.broadcast
     assert app.control.ping(timeout=5, limit=1)
-    (queues,) = app.control.inspect(timeout=5, limit=1).active_queues().values()
-    assert QUEUE in {queue["name"] for queue in queues}
+
+    def consumes() -> bool:
+        (queues,) = app.control.inspect(timeout=5, limit=1).active_queues().values()
+        return QUEUE in {queue["name"] for queue in queues}
+
+    wait_until(consumes, "the node takes tickets")
     for order in ("shutdown", "pool_shrink", "add_consumer", "cancel_consumer", "terminate", "revoke", "time_limit"):
         (answer,) = ask(order, reply=True, timeout=5, limit=1, arguments={})
         assert "error" in str(answer)
