@@ -20,7 +20,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from producer.runs import Run
+from producer.runs import Run, private
 from tasks import lifeline
 from tasks.backoff import Backoff
 from tasks.broker import redis_url
@@ -96,7 +96,7 @@ class EmbeddedServer:
             self._keeper.start()
 
     def _take_lock_and_spawn(self) -> None:
-        lock = (self._run.folder / "lock").open("w")
+        lock = open(self._run.folder / "lock", "w", opener=private)  # noqa: SIM115 - held until `stop`
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from producer.embedded import cut, environment
-from producer.runs import Run
+from producer.runs import Run, private
 from tasks import lifeline
 from tasks.backoff import Backoff
 from tasks.endings import EXIT_NOT_STARTED, describe
@@ -61,7 +61,7 @@ class EmbeddedWorkers:
         cut(self._process)
 
     def _start(self) -> None:
-        with self._run.worker_log.open("ab") as file:
+        with open(self._run.worker_log, "ab", opener=private) as file:
             self._log_start = file.tell()
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "workers.launch"],

@@ -81,7 +81,8 @@ class Run:
     def _write(self, jobs: list[str], store_url: str | None) -> None:
         file = self.folder / "run.json"
         draft = file.with_suffix(".tmp")
-        draft.write_text(json.dumps({"jobs": jobs, "store_url": store_url}))
+        with open(draft, "w", opener=private) as out:
+            json.dump({"jobs": jobs, "store_url": store_url}, out)
         draft.replace(file)
 
     def _noted(self) -> dict[str, Any]:
@@ -94,6 +95,11 @@ class Run:
         """Delete the folder with all that is in it."""
         self.socket.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def private(path: str, flags: int) -> int:
+    """Open a file that is made for this user alone. For ``open(opener=...)``."""
+    return os.open(path, flags, 0o600)
 
 
 def runs(state_dir: Path) -> Iterator[Run]:

@@ -124,11 +124,11 @@ class FileStore:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, each entry forced to disk."""
+    """Make a folder and those above it, each entry forced to disk, each for no more users than the one above it."""
     if folder.is_dir():
         return
     make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(mode=_mode(folder.parent), exist_ok=True)
     _sync_folder(folder.parent)
 
 
@@ -138,7 +138,9 @@ def _draft(path: Path, data: bytes) -> Iterator[Path]:
     make_folder(path.parent)
     draft = path.parent / f".{path.name}.{secrets.token_hex(4)}"
     try:
-        with draft.open("wb") as file:
+        # The folder says who may read what is in it, whatever the umask of each client and worker.
+        mode = _mode(path.parent) & 0o666
+        with open(draft, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -146,6 +148,10 @@ def _draft(path: Path, data: bytes) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
+
+
+def _mode(folder: Path) -> int:
+    return folder.stat().st_mode & 0o777
 
 
 def _sync_folder(folder: Path) -> None:

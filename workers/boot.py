@@ -13,7 +13,6 @@ import signal
 import socket
 import sys
 import time
-import traceback
 from contextlib import suppress
 from typing import Any
 
@@ -23,7 +22,6 @@ from celery.signals import setup_logging, worker_init, worker_process_init, work
 from tasks import app as celery_app
 from tasks import broker, delivery, lifeline
 from tasks.errors import PenstockError, Transient
-from tasks.isolation import PROBE
 from tasks.ledger import Ledger
 from tasks.lifeline import LIFELINE_VARIABLE
 from tasks.limits import TimeLimits
@@ -44,6 +42,10 @@ log = logging.getLogger(__name__)
 
 #: Seconds that a new slot leaves its node to bury the one before it; its lease lapses otherwise.
 BURIAL_S = 5.0
+
+#: What is encoded to know a first pace: some 40 tokens a row, and enough rows to count.
+FIRST_TEXT = "It rained for a week, and the river rose above the road to the mill. " * 3
+FIRST_ROWS = 16
 
 celery_app.installed.has_engine = True
 
@@ -86,10 +88,10 @@ def start_slot(sender: str | None = None, **_: Any) -> None:
     pulse.start()
     try:
         celery_app.installed.slot = _load(settings, spec, ledger, pulse)
-    except Exception as exc:  # noqa: BLE001 - a process boundary
-        if not isinstance(exc, PenstockError):
-            traceback.print_exc()
-        log.error("Slot failed to start: %s", exc, extra={"action": "start"})  # noqa: TRY400 - shown above
+    except Exception as exc:
+        # A process boundary. An error of penstock's own says all in its line.
+        trace = None if isinstance(exc, PenstockError) else exc
+        log.error("Slot failed to start: %s", exc, exc_info=trace, extra={"action": "start"})  # noqa: TRY400
         pulse.change(state="failed", error=str(exc) or repr(exc))
         pulse.report()
 
@@ -122,8 +124,8 @@ def _load(settings: Settings, spec: ModelSpec, ledger: Ledger, pulse: Pulse) -> 
 
     encoder = load_encoder(spec, device, budget, trust_remote_code=settings.trust_remote_code)
     limits = TimeLimits(settings.stall_s)
-    with limits.rows(len(PROBE)):  # so that a first pace is known
-        encoder.encode([PROBE], EncodeOptions(), limits.batch)
+    with limits.rows(len(FIRST_TEXT) * FIRST_ROWS):  # so that a first pace is known
+        encoder.encode([FIRST_TEXT] * FIRST_ROWS, EncodeOptions(), limits.batch)
     limits.start()
     pulse.change(state="ready")
     pulse.report()

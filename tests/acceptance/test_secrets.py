@@ -6,6 +6,8 @@ Shell checks the same of every command that any acceptance test runs.
 from __future__ import annotations
 
 import json
+import os
+import stat
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -152,3 +154,19 @@ def test_the_settings_show_no_password() -> None:
     check_shows_no_secret(f"{settings!r} {settings}")
     with broker.connect(settings.broker_url or "") as client:
         check_shows_no_secret(repr(client))
+
+
+def test_all_that_an_embedded_run_leaves_is_this_users_alone(shell: Shell) -> None:
+    """Folders 0700, files 0600, whatever the umask: server, log, list of jobs, inputs and results."""
+    shell.write("corpus.txt", texts(20))
+    before = os.umask(0)
+    try:
+        shell.run("encode", "corpus.txt", "--model", "fake", "--workers", 1, "--chunk-rows", 10)
+    finally:
+        os.umask(before)
+    (folder,) = (shell.folder / "state" / "penstock" / "runs").iterdir()
+    found = {path: stat.S_IMODE(path.stat().st_mode) for path in (folder, *folder.rglob("*"))}
+    assert {mode for path, mode in found.items() if path.is_dir()} == {0o700}
+    assert {mode for path, mode in found.items() if path.is_file()} == {0o600}
+    kinds = {path.name for path in found} | {path.suffix for path in found}
+    assert {"run.json", "worker.log", "lock", "server.log", ".aof", ".arrow", ".json"} <= kinds

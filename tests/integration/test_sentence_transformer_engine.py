@@ -205,3 +205,19 @@ def test_a_folder_without_a_model_is_one_line(tmp_path: Path) -> None:
     """The error names the folder."""
     with pytest.raises(ModelNotFound, match="cannot be loaded"):
         load(str(tmp_path))
+
+
+def test_code_of_a_model_runs_only_where_it_is_trusted(tmp_path: Path) -> None:
+    """A model's folder names a module of its own; without the worker's word it is not even imported."""
+    trap = tmp_path / "it-ran"
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "modules.json").write_text('[{"idx": 0, "name": "0", "path": "", "type": "own_code.Own"}]')
+    (folder / "own_code.py").write_text(f"open({str(trap)!r}, 'w').close()\nclass Own: pass\n")
+    spec = ModelSpec.parse(str(folder))
+    with pytest.raises(ModelNotFound, match="start the worker with --trust-remote-code"):
+        SentenceTransformerEncoder(spec, "cpu", 1024)
+    assert not trap.exists()
+    with pytest.raises(AttributeError):  # it is no working model
+        SentenceTransformerEncoder(spec, "cpu", 1024, trust_remote_code=True)
+    assert trap.exists()

@@ -361,6 +361,18 @@ def test_what_names_no_store_is_refused_in_one_line(url):
     assert url in str(caught.value)
 
 
+def test_objects_are_for_no_more_users_than_their_folder(tmp_path):
+    """Whoever made the folder of a store says who may read it."""
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    folder.chmod(0o710)
+    store = open_store(folder.as_uri())
+    store_id(store)
+    store.put("jobs/J/input/0.arrow", b"data")
+    assert (folder / "jobs/J/input").stat().st_mode & 0o777 == 0o710
+    assert (folder / "jobs/J/input/0.arrow").stat().st_mode & 0o777 == 0o600
+
+
 def test_a_folder_that_is_a_file_is_refused(tmp_path):
     """The line names it."""
     (tmp_path / "file").touch()

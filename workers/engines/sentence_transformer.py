@@ -54,6 +54,8 @@ class SentenceTransformerEncoder:
             )
         except (OSError, ValueError, KeyError, RuntimeError) as exc:
             reason = str(exc).strip().split("\n", 1)[0]
+            if "trust_remote_code" in str(exc):
+                reason += " If you trust it, start the worker with --trust-remote-code."
             raise ModelNotFound(f"--model {spec} cannot be loaded: {reason}", model=str(spec)) from exc
         self._model.eval()
         self._features = features_of(self._model, device)
