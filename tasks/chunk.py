@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 
 from tasks import keys, manifest, tables
-from tasks.errors import EngineBroken, Permanent, Transient, place_of
+from tasks.endings import FORGIVEN, STOPPED, Ending
+from tasks.errors import DamagedObject, EngineBroken, Permanent, Transient, place_of
 from tasks.isolation import LeaseLost, encode_bisecting, encode_in_probation, error_rows
 from tasks.journal import Span
 from tasks.messages import Receipt, Ticket, VectorDtype
@@ -99,11 +100,11 @@ def _work(slot: Slot, lease: Lease) -> str:
         return _fail(slot, lease, str(exc))
     except LeaseLost:
         return "lease lost"
-    except SystemExit:  # SIGTERM: this process is ended on purpose
-        _give_back(slot, lease)
+    except SystemExit:  # SIGTERM: this process is told to end
+        _give_back(slot, lease, STOPPED)
         raise
     except EngineBroken as exc:
-        _give_back(slot, lease, blame=str(exc))
+        _give_back(slot, lease, Ending("died", str(exc)))
         raise
     except Transient as exc:
         log.warning("Chunk handed back: %s", exc, extra={"action": "free", **fields})
@@ -112,7 +113,7 @@ def _work(slot: Slot, lease: Lease) -> str:
     except Exception as exc:  # noqa: BLE001 - the task's boundary
         # The attempt counts, and the chunk is given up after a few.
         log.error("Chunk failed: %s", place_of(exc), extra={"action": "free", **fields})  # noqa: TRY400 - see place_of
-        _give_back(slot, lease, blame=place_of(exc), delay_s=AGAIN_S)
+        _give_back(slot, lease, Ending("failed", place_of(exc)), delay_s=AGAIN_S)
         return "attempt failed"
     outcome, released = slot.patiently(lambda: slot.ledger.record(lease, receipt))
     if outcome == "weights":  # another slot began the job while this one was at work
@@ -140,9 +141,9 @@ def _fail(slot: Slot, lease: Lease, reason: str) -> str:
     return "failed"
 
 
-def _give_back(slot: Slot, lease: Lease, *, blame: str = "", delay_s: float = 0.0) -> None:
+def _give_back(slot: Slot, lease: Lease, ending: Ending = FORGIVEN, *, delay_s: float = 0.0) -> None:
     try:
-        released = slot.ledger.free(lease.spec, lease.chunk, lease.token, blame=blame, delay_s=delay_s)
+        released = slot.ledger.free(lease.spec, lease.chunk, lease.token, ending, delay_s=delay_s)
     except Transient as exc:
         log.warning("Lease not freed, it will lapse: %s", exc, extra={"action": "free", "job": lease.job})
         return
@@ -157,7 +158,7 @@ def _produce(slot: Slot, lease: Lease) -> Receipt:
     """
     started = time.perf_counter()
     path = keys.input_path(lease.job, lease.chunk)
-    inputs = tables.read_input(slot.patiently(lambda: slot.store.get(path)), path)
+    inputs = _read_input(slot, path)
     read_s = time.perf_counter() - started
     encoded = _encode(slot, lease, inputs["text"].to_pylist())
     _drop_overflows(encoded, lease.spec.options.vector_dtype)
@@ -175,6 +176,16 @@ def _produce(slot: Slot, lease: Lease) -> Receipt:
             "crc32": zlib.crc32(data),
         }
     )
+
+
+def _read_input(slot: Slot, path: str) -> pa.Table:
+    """Read a chunk input; one that seems damaged is read once more, as a shared folder may show a new file late."""
+    try:
+        return tables.read_input(slot.patiently(lambda: slot.store.get(path)), path)
+    except DamagedObject as exc:
+        log.warning("Read once more: %s", exc, extra={"action": "read"})
+    time.sleep(AGAIN_S)
+    return tables.read_input(slot.patiently(lambda: slot.store.get(path)), path)
 
 
 def _encode(slot: Slot, lease: Lease, texts: list[str]) -> Encoded:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import dataclass
+from typing import Literal
 
+#: A slot that could not be replaced, though others of its node could start: it may be for a passing reason.
+EXIT_SLOT_FAILED = 69
 #: A node whose slot cannot load its model, or a setting is wrong: starting it again would end in the same way.
 EXIT_NOT_STARTED = 78
 #: A slot whose batch or chunk ran over its time limit.
@@ -12,9 +16,29 @@ EXIT_OVERDUE = 75
 EXIT_ENGINE_BROKEN = 70
 
 _WORDS = {
+    EXIT_SLOT_FAILED: "one of its slots could not be replaced",
     EXIT_OVERDUE: "it ran over its time limit",
     EXIT_ENGINE_BROKEN: "the engine failed on everything after it",
 }
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How an attempt at a chunk ended without a result.
+
+    Attributes:
+        kind: ``forgiven``: the chunk was handed back, the attempt does not count. ``stopped``: somebody ended the slot,
+            likewise, but not without limit, since a row may do that too. ``failed``: it counts. ``died``: it counts,
+            and is evidence against the rows at work.
+        why: in words.
+    """
+
+    kind: Literal["forgiven", "stopped", "failed", "died"]
+    why: str = ""
+
+
+FORGIVEN = Ending("forgiven")
+STOPPED = Ending("stopped", "its slot was told to end")
 
 
 def describe(status: int | None) -> str:
@@ -31,6 +55,8 @@ def describe(status: int | None) -> str:
     return f"its process was killed by {name}{hint}"
 
 
-def is_by_will(status: int | None) -> bool:
-    """Whether somebody ended the process on purpose, so that its chunk is not to blame."""
-    return status in {0, -signal.SIGTERM, -signal.SIGINT, -signal.SIGQUIT, -signal.SIGHUP}
+def ending_of(status: int | None) -> Ending:
+    """Return how the attempt of a process ended that ended so."""
+    if status in {-signal.SIGTERM, -signal.SIGINT, -signal.SIGQUIT, -signal.SIGHUP}:
+        return STOPPED
+    return Ending("died", describe(status))

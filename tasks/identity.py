@@ -48,6 +48,12 @@ class Identity:
             self._ledger.redis.sadd(keys.LEDGER, *ids)
         self._remembered |= ids
 
+    def add_from(self, store_id: str, ids: set[str]) -> None:
+        """Take ids over from a store. If whoever does so ends before their jobs are here, others bring them back."""
+        self.add(ids)
+        with self._ledger.reaching():
+            self._ledger.redis.delete(keys.compared(store_id))
+
     def id(self) -> str:
         """Return the id for new jobs, making one if there is none. Two at the same time make two, which is harmless."""
         if not self.ids():

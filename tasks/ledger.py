@@ -17,6 +17,7 @@ import redis
 
 from tasks import keys
 from tasks.broker import tls_fault
+from tasks.endings import FORGIVEN, Ending
 from tasks.errors import BrokerDenied, BrokerFull, BrokerUnavailable, UnknownJob, UnreadableJob
 from tasks.identity import Identity
 from tasks.journal import Journal, Span
@@ -34,6 +35,12 @@ UNREADABLE_S = 2.0
 
 #: What a server answers that is full, busy, loading or changing its role: the same command may succeed later.
 _PASSING = re.compile(r"\b(OOM|READONLY|MISCONF|BUSY|LOADING|MASTERDOWN|TRYAGAIN|CLUSTERDOWN|NOREPLICAS)\b")
+
+
+#: Times that a chunk may be in work when somebody ends its slot, before a row of it is taken for the one who does.
+MOST_STOPS = 20
+#: Condemned rows of a chunk up to which a further one makes its attempts count anew.
+MOST_CONDEMNED = 32
 
 
 class Ledger:
@@ -93,7 +100,7 @@ class Ledger:
         except UnreadableJob as exc:
             # No ticket that this gives is published: whoever can read the job has them issued again.
             with self.reaching():
-                self._steps["free"](keys=names, args=[chunk, answer[1], 1, _ms(UNREADABLE_S), ""])
+                self._steps["free"](keys=names, args=[chunk, answer[1], "forgiven", _ms(UNREADABLE_S), "", MOST_STOPS])
                 self.redis.hset(keys.refusals(job), slot, str(exc))
             return Refusal(str(exc))
         journal = Journal.read(*answer[6:9])
@@ -106,7 +113,8 @@ class Ledger:
     def journal(self, lease: Lease, journal: Journal, rows: Span) -> bool:
         """Note which rows go to work next. False: the lease is no longer this slot's."""
         first, stop = rows
-        return bool(self._run("journal", lease.spec, lease.chunk, lease.token, journal.dump(), f"{first} {stop}"))
+        learned = (journal.dump(), f"{first} {stop}", len(journal.condemned), MOST_CONDEMNED)
+        return bool(self._run("journal", lease.spec, lease.chunk, lease.token, *learned))
 
     def record(self, lease: Lease, receipt: Receipt) -> tuple[str, list[int]]:
         """Record a stored result. Returns the outcome (``recorded`` or why not) and the tickets to publish."""
@@ -124,24 +132,21 @@ class Ledger:
         )
         return outcome, tickets
 
-    def free(self, spec: JobSpec, chunk: int, token: int, *, blame: str = "", delay_s: float = 0.0) -> list[int]:
-        """Give a lease up; the chunk may be taken again after the delay. Returns the tickets to publish.
+    def free(
+        self, spec: JobSpec, chunk: int, token: int, ending: Ending = FORGIVEN, *, delay_s: float = 0.0
+    ) -> list[int]:
+        """Give a lease up; the chunk may be taken again after the delay. Returns the tickets to publish."""
+        how = (ending.kind, _ms(delay_s), ending.why, MOST_STOPS)
+        return cast("list[int]", self._run("free", spec, chunk, token, *how))
 
-        ``blame`` says how the attempt ended if the chunk may be at fault; without it the attempt is taken back.
-        """
-        return cast("list[int]", self._run("free", spec, chunk, token, int(not blame), _ms(delay_s), blame))
-
-    def bury(self, slot: SlotStatus, *, blame: str = "") -> tuple[JobSpec, list[int]] | None:
-        """Strike off a slot that died and free its lease. Returns the lease's job and the tickets to publish.
-
-        ``blame``: how it died, if its chunk may be at fault; empty if it was ended.
-        """
+    def bury(self, slot: SlotStatus, ending: Ending = FORGIVEN) -> tuple[JobSpec, list[int]] | None:
+        """Strike off a slot that ended and free its lease. Returns the lease's job and the tickets to publish."""
         freed = None
         if slot.claim:
             job, chunk, token = slot.claim.split()
             with suppress(UnknownJob, UnreadableJob):
                 spec = self.spec(job)
-                freed = spec, self.free(spec, int(chunk), int(token), blame=blame)
+                freed = spec, self.free(spec, int(chunk), int(token), ending)
         self.workforce.forget(slot.slot)
         return freed
 

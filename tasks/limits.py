@@ -1,6 +1,6 @@
 """Time limits that nobody has to guess: a piece of work may take so many times what the pace so far lets expect.
 
-Two paces are measured in each slot: bytes of text of the rows that go to the engine together, and padded tokens of a
+Two paces are measured in each slot: characters of the rows that go to the engine together, and padded tokens of a
 batch. A thread looks at both; when one is over its limit, the process ends, its node replaces it, and the chunk is
 treated like one that killed its process (tasks/journal.py). A hang that does not even let that thread run (it holds the
 interpreter's lock) silences the slot's pulse too, and the node ends it.
@@ -25,15 +25,25 @@ FACTOR = 20.0
 UNMEASURED = 10.0
 #: Weight of the newest measurement in the pace.
 NEWEST = 0.2
+#: Sizes below which a piece teaches nothing.
+LEAST_CHARACTERS = 2048
+LEAST_TOKENS = 128
 
 
 class Pace:
-    """How fast one kind of work goes, and when the present piece of it is overdue."""
+    """How fast one kind of work goes, and when the present piece of it is overdue.
 
-    def __init__(self, what: str, stall_s: float) -> None:
+    Args:
+        what: the unit of its pieces.
+        stall_s: seconds that a piece may take in any case.
+        least: units below which a piece teaches nothing, since what it takes is not due to its size.
+    """
+
+    def __init__(self, what: str, stall_s: float, least: int = 1) -> None:
         self.what = what
+        self._least = least
         self._stall_s = stall_s
-        self._per_s: float | None = None
+        self._s_per_unit: float | None = None
         self._piece: tuple[float, float] | None = None
 
     def begin(self, amount: float) -> None:
@@ -45,8 +55,13 @@ class Pace:
         if self._piece is None:
             return
         (amount, started), self._piece = self._piece, None
-        per_s = amount / max(time.monotonic() - started, 1e-6)
-        self._per_s = per_s if self._per_s is None else (1 - NEWEST) * self._per_s + NEWEST * per_s
+        if amount < self._least:
+            return
+        # Seconds per unit, not units per second: one piece that is fast, such as a huge text of which little is fed,
+        # shortens the limit by its share at most.
+        newest = (time.monotonic() - started) / amount
+        before = self._s_per_unit
+        self._s_per_unit = newest if before is None else (1 - NEWEST) * before + NEWEST * newest
 
     def drop(self) -> None:
         """Forget the piece: it was not finished."""
@@ -54,9 +69,9 @@ class Pace:
 
     def limit_s(self, amount: float) -> float:
         """Return how long a piece of this size may take."""
-        if self._per_s is None:
+        if self._s_per_unit is None:
             return UNMEASURED * self._stall_s
-        return max(self._stall_s, FACTOR * amount / max(self._per_s, 1e-9))
+        return max(self._stall_s, FACTOR * amount * self._s_per_unit)
 
     def overdue(self) -> str | None:
         """Say that the present piece takes too long, or return None."""
@@ -81,17 +96,17 @@ class TimeLimits:
     def __init__(self, stall_s: float, end: Callable[[str], None] | None = None) -> None:
         self._stall_s = stall_s
         self._end = end or _end_process
-        self._rows = Pace("bytes of text", stall_s)
-        self._batch = Pace("tokens in a batch", stall_s)
+        self._rows = Pace("characters of text", stall_s, LEAST_CHARACTERS)
+        self._batch = Pace("tokens in a batch", stall_s, LEAST_TOKENS)
 
     def start(self) -> None:
         """Watch from a thread."""
         threading.Thread(target=self._watch, name="limits", daemon=True).start()
 
     @contextmanager
-    def rows(self, n_bytes: int) -> Iterator[None]:
+    def rows(self, n_characters: int) -> Iterator[None]:
         """Limit the time of what the engine does with rows, tokenising included."""
-        self._rows.begin(n_bytes)
+        self._rows.begin(n_characters)
         try:
             yield
             self._batch.end()

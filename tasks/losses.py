@@ -106,6 +106,11 @@ def rebuild_lost(office: Office, ids: set[str], who: str, check: Callable[[], No
             recovery.rebuild(office, job, partial(go_on, job))
         except Permanent as exc:  # removed, or damaged, meanwhile
             log.error("Job not rebuilt: %s", exc, extra={"action": "recover", "job": job})  # noqa: TRY400
+        except (Transient, _Ended):
+            raise
+        except Exception:  # one odd job must not keep the others from coming back
+            log.exception("Job not rebuilt", extra={"action": "recover", "job": job})
+            is_complete = False
         finally:
             _let_go(office.ledger, job)
     return is_complete

@@ -8,6 +8,7 @@ Chunk inputs and results are in the store anyway; that a job is done follows fro
 from __future__ import annotations
 
 import logging
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ class Made(Message):
     Attributes:
         ledger: id of the ledger that it belongs to.
         created_ms: when, by the broker's time.
+        signature: of the spec, if the side that made the job has a key.
     """
 
     spec: JobSpec
@@ -39,6 +41,7 @@ class Made(Message):
     gate: Annotated[int, Field(ge=1)]
     ticket_s: Annotated[float, Field(gt=0)]
     created_ms: int
+    signature: str = ""
 
 
 class Sealed(Message):
@@ -79,7 +82,15 @@ class Listed:
 def note_made(store: Store, ledger: Ledger, spec: JobSpec, *, gate: int, ticket_s: float) -> None:
     """Note a job that the ledger has, unless that was done. From now on it outlives the ledger's data."""
     ledger_id = ledger.identity.id()
-    made = Made(spec=spec, ledger=ledger_id, gate=gate, ticket_s=ticket_s, created_ms=ledger.now_ms())
+    signature = ledger.signer.sign_spec(spec.model_dump_json())
+    made = Made(
+        spec=spec,
+        ledger=ledger_id,
+        gate=gate,
+        ticket_s=ticket_s,
+        created_ms=ledger.now_ms(),
+        signature=signature,
+    )
     store.create(keys.manifest_made(spec.job, ledger_id), _to_bytes(made))
 
 
@@ -113,7 +124,7 @@ def read(store: Store, job: str) -> Manifest:
     """
     parts = set(store.list_keys(keys.manifest(job)))
     sealed, ended = keys.manifest_sealed(job), keys.manifest_ended(job)
-    made = sorted(parts - {sealed, ended})
+    made = sorted(part for part in parts if _made_by(part))
     if not made:
         raise UnknownJob(f"No manifest of job {job!r} in {store.url}.")
     found = Manifest(
@@ -133,8 +144,14 @@ def listed(store: Store) -> Iterator[Listed]:
         found.setdefault(key.split("/")[1], set()).add(key)
     for job, parts in found.items():
         sealed, ended = keys.manifest_sealed(job), keys.manifest_ended(job)
-        for made in parts - {sealed, ended}:
-            yield Listed(job, made.rpartition("/made-")[2].removesuffix(".json"), sealed in parts, ended in parts)
+        for ledger in filter(None, map(_made_by, parts)):
+            yield Listed(job, ledger, sealed in parts, ended in parts)
+
+
+def _made_by(path: str) -> str:
+    """Return the ledger's id in the path of how a job was made; empty if the path is another."""
+    found = re.fullmatch(r".*/made-([0-9a-z]+)\.json", path, re.ASCII)
+    return found[1] if found else ""
 
 
 def _put(store: Store, key: str, part: Message) -> None:

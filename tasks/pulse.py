@@ -23,7 +23,7 @@ class Pulse:
 
     def __init__(self, ledger: Ledger, settings: Settings, status: SlotStatus) -> None:
         self.status = status
-        self._ledger = ledger
+        self.ledger = ledger
         self._settings = settings
         self._lease: Lease | None = None
         self._lost_lease: Lease | None = None
@@ -62,7 +62,7 @@ class Pulse:
     def report(self) -> None:
         """Tell the ledger what this slot is and does; a fault is left to the next beat."""
         try:
-            self._ledger.workforce.report(self.status)
+            self.ledger.workforce.report(self.status)
         except Transient as exc:
             log.warning("Slot not reported: %s", exc, extra={"action": "report"})
 
@@ -71,7 +71,7 @@ class Pulse:
             try:
                 self.report()
                 lease = self._lease
-                if lease is not None and not self._ledger.touch(lease, self._settings.lease_s):
+                if lease is not None and not self.ledger.touch(lease, self._settings.lease_s):
                     self._lost_lease = lease
             except Exception as exc:  # noqa: BLE001 - a pulse that stops looks like a dead slot
                 log.warning("Lease not renewed: %s", exc, extra={"action": "touch"})

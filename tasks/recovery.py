@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import re
 import zlib
 from array import array
 from collections import deque
@@ -25,7 +26,7 @@ from celery import Celery
 from pydantic import ValidationError
 
 from tasks import delivery, keys, manifest, tables
-from tasks.errors import DamagedObject
+from tasks.errors import DamagedObject, UnreadableJob
 from tasks.ledger import Ledger
 from tasks.messages import JobSpec, Receipt
 from tasks.store import Store
@@ -87,10 +88,17 @@ def rebuild(office: Office, job: str, on_chunk: Callable[[], None] = lambda: Non
     Raises:
         UnknownJob: the store has no manifest of this job.
         DamagedObject: its manifest makes no sense.
+        UnreadableJob: this side has a signing key, and the job is not signed with it.
         BrokerUnavailable, StoreUnavailable: call again.
     """
     found = manifest.read(office.store, job)
     spec, sealed, ended = found.made.spec, found.sealed, found.ended
+    if not office.ledger.signer.takes_spec(spec.model_dump_json(), found.made.signature):
+        raise UnreadableJob(
+            f"Job {job} in {office.store.url} is not signed with this side's key: it was made without one, with "
+            "another, or by a forger.",
+            job=job,
+        )
     totals = (sealed.chunks, sealed.rows, sealed.input_bytes, sealed.kept_types) if sealed else None
     ledger = office.ledger
     ledger.restore(spec, ticket_s=found.made.ticket_s, created_ms=found.made.created_ms, totals=totals)
@@ -151,9 +159,10 @@ def _unrecorded(office: Office, spec: JobSpec) -> Iterator[tuple[int, list[int]]
     """Yield chunks without a record, each with the tokens of its results, the latest first."""
     chunks, tokens = array("q"), array("q")  # 16 bytes a result
     for key in office.store.list_keys(keys.results(spec.job)):
-        chunk, _, token = key.rpartition("/")[2].removesuffix(".arrow").partition("-")
-        chunks.append(int(chunk))
-        tokens.append(int(token))
+        name = _chunk_and_token(key)
+        if name:  # people put notes beside results, and sync tools their files
+            chunks.append(name[0])
+            tokens.append(name[1])
     order = np.lexsort((-np.asarray(tokens), np.asarray(chunks)))
     known: range | tuple[()] = ()
     recorded: set[int] = set()
@@ -163,6 +172,12 @@ def _unrecorded(office: Office, spec: JobSpec) -> Iterator[tuple[int, list[int]]
             recorded = {note.chunk for note in office.ledger.recorded(spec.job, chunk, PAGE_CHUNKS)}
         if chunk not in recorded:
             yield int(chunk), [tokens[i] for i in same]
+
+
+def _chunk_and_token(path: str) -> tuple[int, int] | None:
+    """Return chunk and token of a chunk result, or None if the path is not one's."""
+    found = re.fullmatch(r".*/(\d{8,10})-(\d{13,16})\.arrow", path, re.ASCII)
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def _read_result(store: Store, spec: JobSpec, chunk: int, token: int) -> Found | None:

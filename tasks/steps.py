@@ -189,10 +189,16 @@ redis.call('ZADD', open, 'XX', text(now + tonumber(ARGV[3])), ARGV[1])
 return 1
 """
 
-#: ARGV chunk token learned now: these rows go to work next, and this is what earlier attempts taught.
-#: Returns 1, or 0 if the lease is no longer the slot's.
+#: ARGV chunk token learned now condemned most_condemned: these rows go to work next, and this is what earlier attempts
+#: taught. When it condemned one row more, the attempts before were worth it, and do not count against the chunk; but
+#: the attempt at work is no first one. Returns 1, or 0 if the lease is no longer the slot's.
 JOURNAL = """
 if not is_live() or not holds(ARGV[1], ARGV[2]) then return 0 end
+local condemned, before = tonumber(ARGV[5]), tonumber(redis.call('HGET', journal, ARGV[1] .. ':condemned') or '0')
+if condemned > before then
+  redis.call('HSET', journal, ARGV[1] .. ':condemned', condemned)
+  if condemned <= tonumber(ARGV[6]) then redis.call('HSET', attempts, ARGV[1], 2) end
+end
 redis.call('HSET', journal, ARGV[1], ARGV[3], ARGV[1] .. ':now', ARGV[4])
 redis.call('HDEL', journal, ARGV[1] .. ':why')
 return 1
@@ -219,7 +225,7 @@ redis.call('HSET', done, chunk, ARGV[3])
 redis.call('ZREM', open, chunk)
 redis.call('HDEL', leases, chunk)
 redis.call('HDEL', attempts, chunk)
-redis.call('HDEL', journal, chunk, chunk .. ':now', chunk .. ':why')
+redis.call('HDEL', journal, chunk, chunk .. ':now', chunk .. ':why', chunk .. ':stops', chunk .. ':condemned')
 count_record(ARGV[3], 1)
 for i, field in ipairs({'read_s', 'tokenise_s', 'model_s', 'write_s'}) do
   redis.call('HINCRBYFLOAT', job, field, ARGV[6 + i])
@@ -234,9 +240,11 @@ table.insert(tickets, 1, 'recorded')
 return tickets
 """
 
-#: ARGV chunk token is_forgiven delay_ms why: the lease is given up (its slot died, or hands the chunk back); the chunk
-#: may be taken again after the delay. Until then nobody has the lease, which no claim and no reconciler takes for a
-#: lost ticket. A forgiven attempt does not count, and is no evidence against the rows at work. Returns the tickets.
+#: ARGV chunk token ending delay_ms why most_stops: the lease is given up; the chunk may be taken again after the delay.
+#: Until then nobody has the lease, which no claim and no reconciler takes for a lost ticket. How the attempt ended:
+#: 'forgiven' (handed back: it does not count), 'stopped' (somebody ended the slot: likewise, but a row may do that too,
+#: so after a few times it is taken for 'died'), 'failed' (it counts, but the process lives: no evidence against the
+#: rows at work), 'died' (it counts, and is). Returns the tickets.
 FREE = """
 if holds(ARGV[1], ARGV[2]) then
   if ARGV[4] == '0' then
@@ -245,12 +253,13 @@ if holds(ARGV[1], ARGV[2]) then
     redis.call('HSET', leases, ARGV[1], '0')
   end
   redis.call('ZADD', open, 'XX', text(now + tonumber(ARGV[4])), ARGV[1])
-  if ARGV[3] == '1' then
-    redis.call('HINCRBY', attempts, ARGV[1], -1)
-    redis.call('HDEL', journal, ARGV[1] .. ':now')
-  else
-    redis.call('HSET', journal, ARGV[1] .. ':why', ARGV[5])
+  local ending = ARGV[3]
+  if ending == 'stopped' and redis.call('HINCRBY', journal, ARGV[1] .. ':stops', 1) > tonumber(ARGV[6]) then
+    ending = 'died'
   end
+  if ending == 'forgiven' or ending == 'stopped' then redis.call('HINCRBY', attempts, ARGV[1], -1) end
+  if ending ~= 'died' then redis.call('HDEL', journal, ARGV[1] .. ':now') end
+  if ARGV[5] ~= '' then redis.call('HSET', journal, ARGV[1] .. ':why', ARGV[5]) end
 end
 return next_tickets()
 """

@@ -80,6 +80,11 @@ class Workforce:
         with self._ledger.reaching():
             self._ledger.redis.sadd(keys.DRAINED, node)
 
+    def forget_drained(self, node: str) -> None:
+        """Strike off a node that ended."""
+        with self._ledger.reaching():
+            self._ledger.redis.srem(keys.DRAINED, node)
+
     def slots(self, *, queue: str = "") -> list[SlotStatus]:
         """Return the slots that reported lately, of one queue if named."""
         with self._ledger.reaching():

@@ -21,12 +21,13 @@ from celery.signals import setup_logging, worker_init, worker_process_init, work
 
 from tasks import app as celery_app
 from tasks import broker, delivery, lifeline
+from tasks.endings import EXIT_SLOT_FAILED
 from tasks.errors import PenstockError, Transient
 from tasks.ledger import Ledger
 from tasks.lifeline import LIFELINE_VARIABLE
 from tasks.limits import TimeLimits
 from tasks.logs import log_to_stderr
-from tasks.messages import EncodeOptions, ModelSpec
+from tasks.messages import EncodeOptions
 from tasks.pulse import Pulse
 from tasks.retrying import retry_transient
 from tasks.settings import Settings
@@ -42,6 +43,9 @@ log = logging.getLogger(__name__)
 
 #: Seconds that a new slot leaves its node to bury the one before it; its lease lapses otherwise.
 BURIAL_S = 5.0
+
+#: Seconds before a slot ends that could not report itself, so that its node does not start new ones without pause.
+MUTE_S = 5.0
 
 #: What is encoded to know a first pace: some 40 tokens a row, and enough rows to count.
 FIRST_TEXT = "It rained for a week, and the river rose above the road to the mill. " * 3
@@ -64,14 +68,31 @@ def start_slot(sender: str | None = None, **_: Any) -> None:
 
     A child that died here would be replaced at once and fail again, for ever.
     """
-    settings = Settings.load()
-    log_to_stderr(settings.log_format)
     lifeline.hang_on_parent(int(os.environ[lifeline.PARENT_VARIABLE]))
+    try:
+        settings = Settings.load()
+        log_to_stderr(settings.log_format)
+        pulse = _begin_pulse(settings, sender or "node")
+    except Exception:
+        # A process boundary, and nobody whom the slot could tell: a new process tries again.
+        log.exception("Slot could not report itself", extra={"action": "start"})
+        time.sleep(MUTE_S)
+        os._exit(EXIT_SLOT_FAILED)
+    try:
+        celery_app.installed.slot = _load(settings, pulse)
+    except Exception as exc:
+        # A process boundary. An error of penstock's own says all in its line.
+        trace = None if isinstance(exc, PenstockError) else exc
+        log.error("Slot failed to start: %s", exc, exc_info=trace, extra={"action": "start"})  # noqa: TRY400
+        pulse.change(state="failed", error=str(exc) or repr(exc))
+        pulse.report()
+
+
+def _begin_pulse(settings: Settings, node: str) -> Pulse:
+    """Tell the ledger that this slot is there."""
     spec = model_spec(settings)
     url = broker_url(settings)
     ledger = Ledger(broker.connect(url), url, Signer.read(settings.signing_key_file))
-    retry_transient(ledger.ping, for_s=math.inf)
-    node = sender or "node"
     status = SlotStatus(
         slot=f"{node}/{billiard.current_process().index}",
         node=node,
@@ -86,20 +107,15 @@ def start_slot(sender: str | None = None, **_: Any) -> None:
     _wait_for_burial(ledger, status)
     pulse = Pulse(ledger, settings, status)
     pulse.start()
-    try:
-        celery_app.installed.slot = _load(settings, spec, ledger, pulse)
-    except Exception as exc:
-        # A process boundary. An error of penstock's own says all in its line.
-        trace = None if isinstance(exc, PenstockError) else exc
-        log.error("Slot failed to start: %s", exc, exc_info=trace, extra={"action": "start"})  # noqa: TRY400
-        pulse.change(state="failed", error=str(exc) or repr(exc))
-        pulse.report()
+    return pulse
 
 
 def _wait_for_burial(ledger: Ledger, status: SlotStatus) -> None:
     """Let the node free what the last process of this name held, before its status is overwritten."""
     deadline = time.monotonic() + BURIAL_S
-    while time.monotonic() < deadline and ledger.workforce.named([status.slot]):
+    while retry_transient(lambda: ledger.workforce.named([status.slot]), for_s=math.inf):
+        if time.monotonic() > deadline:
+            return
         time.sleep(0.05)
 
 
@@ -113,8 +129,8 @@ def end_slot(**_: Any) -> None:
             slot.ledger.workforce.forget(slot.status.slot)
 
 
-def _load(settings: Settings, spec: ModelSpec, ledger: Ledger, pulse: Pulse) -> Slot:
-    url = broker_url(settings)
+def _load(settings: Settings, pulse: Pulse) -> Slot:
+    spec, url, ledger = model_spec(settings), broker_url(settings), pulse.ledger
     store = open_store(settings.store_url or url, redis_limit_bytes=settings.redis_store_limit_bytes)
     pulse.change(store_id=retry_transient(lambda: store_id(store), for_s=math.inf))
     device = "cpu" if pulse.status.device == "cpu" else "cuda"

@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from tasks.endings import describe, is_by_will
+from tasks.endings import Ending, ending_of
 from tasks.workforce import SlotStatus
 
 log = logging.getLogger(__name__)
@@ -54,11 +54,16 @@ class Children:
         """The processes that run."""
         return {process.pid for process in self._members() if process.exitcode is None}
 
-    def deaths(self, slots: list[SlotStatus]) -> list[tuple[SlotStatus, str]]:
-        """Return the slots whose processes ended, with what their chunk may be blamed for: '' if for nothing."""
+    def deaths(self, slots: list[SlotStatus]) -> list[tuple[SlotStatus, Ending]]:
+        """Return the slots whose processes ended, and how. To be told of each once it is buried: ``forget``."""
         alive = self.alive
         dead = [slot for slot in slots if slot.pid not in alive and slot.state != "failed"]
-        return [(slot, self._blame(slot.pid)) for slot in dead]
+        return [(slot, self._ending(slot.pid)) for slot in dead]
+
+    def forget(self, pid: int) -> None:
+        """Forget a process that is buried."""
+        self._processes.pop(pid, None)
+        self._silenced.discard(pid)
 
     def end_silent(self, slots: list[SlotStatus]) -> None:
         """Kill the processes that live but have not reported for long: they hang, and hold the interpreter's lock."""
@@ -87,12 +92,11 @@ class Children:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
-    def _blame(self, pid: int) -> str:
-        process = self._processes.pop(pid, None)
+    def _ending(self, pid: int) -> Ending:
         if pid in self._silenced:
-            return "its process made no sign of life and was killed"
-        status = process.exitcode if process is not None else None
-        return "" if is_by_will(status) else describe(status)
+            return Ending("died", "its process made no sign of life and was killed")
+        process = self._processes.get(pid)
+        return ending_of(process.exitcode if process is not None else None)
 
     def _members(self) -> list[Any]:
         return list(self._pool._pool._pool) if self._pool._pool is not None else []  # noqa: SLF001 - no public way

@@ -31,25 +31,32 @@ class Intake:
     def __init__(self, consumer: Any, queue: str) -> None:
         self._consumer = consumer
         self._queue = queue
+        self._n_ready = 0
         self._is_open = False
         self._taken = -1
         self._moved_at = time.monotonic()
         self._has_reconnected = False
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a slot of this node was ever ready."""
+        return self._is_open
+
     def adjust(self, slots: list[SlotStatus]) -> None:
         """Take tickets for the slots that are ready. A prefork parent would take them for slots that still load."""
-        n_ready = sum(slot.state == "ready" for slot in slots)
+        self._n_ready = sum(slot.state == "ready" for slot in slots)
         # Celery reads its autoscaler's limit at each ticket; there is no autoscaler here, and 0 would mean no limit.
-        self._consumer.controller.max_concurrency = n_ready or -1
-        if n_ready and not self._is_open:
+        self._consumer.controller.max_concurrency = self._n_ready or -1
+        if self._n_ready and not self._is_open:
             self._consumer.add_task_queue(self._queue)
             self._is_open = True
 
-    def is_standing(self, slots: list[SlotStatus], n_waiting: int) -> bool:
+    def is_standing(self, n_waiting: int) -> bool:
         """Whether tickets have waited for long while slots are idle and the node takes none."""
         taken = sum(worker_state.total_count.values())
-        is_idle = any(slot.state == "ready" and not slot.claim for slot in slots)
-        if not (n_waiting and is_idle and self._is_open) or taken != self._taken:
+        # By Celery's own view: a slot that waits for the broker to grant its claim is not idle.
+        is_idle = len(worker_state.reserved_requests) < self._n_ready
+        if not (n_waiting and is_idle) or taken != self._taken:
             self._has_reconnected &= taken == self._taken
             self._taken, self._moved_at = taken, time.monotonic()
         return time.monotonic() - self._moved_at > STANDSTILL_S

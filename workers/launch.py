@@ -103,23 +103,27 @@ def _supervise(plans: list[NodePlan]) -> int:
     if os.environ.get(LIFELINE_VARIABLE):
         lifeline.hang_on_stdin(lambda: os.kill(os.getpid(), signal.SIGKILL))
     children = [_Child(plan) for plan in plans]
-    is_stopping = False
+    is_stopping, last = False, signal.SIGTERM
 
     def stop(signum: int, _: object) -> None:
-        nonlocal is_stopping
+        nonlocal is_stopping, last
         # Ctrl-C reaches the nodes by itself if this has a terminal; SIGTERM, unlike it, never means "at once".
         is_now = signum == signal.SIGQUIT or (signum == signal.SIGINT and is_stopping)
         is_stopping = True
+        last = signal.SIGQUIT if is_now else signal.SIGTERM
         for child in children:
-            child.send(signal.SIGQUIT if is_now else signal.SIGTERM)
+            child.send(last)
 
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         signal.signal(signum, stop)
     while not is_stopping and not all(child.is_hopeless for child in children):
         for child in children:
-            child.look_after()
+            if not is_stopping:
+                child.look_after()
         time.sleep(POLL_S)
     for child in children:
+        if is_stopping:
+            child.send(last)  # once more: it may have been started again just then
         child.process.wait()
     return 0 if is_stopping else EXIT_NOT_STARTED
 

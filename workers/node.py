@@ -14,7 +14,7 @@ from celery.signals import worker_shutdown
 from celery.worker import state as worker_state
 
 from tasks import broker, delivery
-from tasks.endings import EXIT_NOT_STARTED
+from tasks.endings import EXIT_NOT_STARTED, EXIT_SLOT_FAILED, FORGIVEN, Ending
 from tasks.errors import PenstockError
 from tasks.ledger import Ledger
 from tasks.reconciler import Reconciler
@@ -84,6 +84,7 @@ class Watch(bootsteps.StartStopStep):  # type: ignore[misc]
         except PenstockError as exc:
             log.warning("Node could not look after its slots: %s", exc, extra={"action": "watch"})
             self._children.forget_silence()
+            is_standing = False  # it waits for the broker, as it should
         except Exception:
             # The timer must go on.
             log.exception("Node could not look after its slots", extra={"action": "watch"})
@@ -104,19 +105,22 @@ class Watch(bootsteps.StartStopStep):  # type: ignore[misc]
         for slot in slots:
             if slot.state == "failed":
                 log.error("Node ends, its slot %s failed: %s", slot.slot, slot.error, extra={"action": "end"})
-                worker_state.should_stop = EXIT_NOT_STARTED
+                worker_state.should_stop = EXIT_SLOT_FAILED if self._intake.is_open else EXIT_NOT_STARTED
                 return False
         self._children.end_silent(slots)
-        for slot, blame in self._children.deaths(slots):
-            log.warning("Slot %s died: %s", slot.slot, blame or "it was ended", extra={"action": "bury"})
-            self._bury(slot, blame)
+        for slot, ending in self._children.deaths(slots):
+            if self._is_ending:  # this node kills them itself, and hands their chunks back
+                return False
+            log.warning("Slot %s died: %s", slot.slot, ending.why, extra={"action": "bury"})
+            self._bury(slot, ending)
+            self._children.forget(slot.pid)
         alive = self._children.alive
         self._intake.adjust([slot for slot in slots if slot.pid in alive])
-        return self._intake.is_standing(slots, self._ledger.waiting_tickets(self._queue))
+        return self._intake.is_standing(self._ledger.waiting_tickets(self._queue))
 
-    def _bury(self, slot: SlotStatus, blame: str) -> None:
+    def _bury(self, slot: SlotStatus, ending: Ending) -> None:
         """Free what a dead slot held, so that nobody waits for its lease to lapse."""
-        freed = self._ledger.bury(slot, blame=blame)
+        freed = self._ledger.bury(slot, ending)
         if freed:
             delivery.publish(self._app, *freed)
 
@@ -128,6 +132,9 @@ class Watch(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def _free_all(self, **_: Any) -> None:
         """Free what slots hold that ended with this node. Those that ended in peace have struck themselves off."""
+        if self._reconciler is not None:
+            self._reconciler.stop()
         with suppress(PenstockError):
             for slot in self._ledger.workforce.named(self._names):
-                self._bury(slot, "")
+                self._bury(slot, FORGIVEN)
+            self._ledger.workforce.forget_drained(self._node)

@@ -57,7 +57,8 @@ def _rebuild_all(client: Client, failed: list[Permanent]) -> Iterator[Rebuilt]:
     if not listed:
         raise UsageError(f"{client.store.url} holds no job that could be recovered: none has a manifest.")
     # From now on they are this ledger's own, which would bring them back by itself.
-    retry_transient(lambda: client.ledger.identity.add({job.ledger for job in listed}), for_s=PATIENCE_S)
+    ids = {job.ledger for job in listed}
+    retry_transient(lambda: client.ledger.identity.add_from(client.store_id, ids), for_s=PATIENCE_S)
     for number, job in enumerate(listed, 1):
         try:
             yield _rebuild(client, job.job, f"job {number} of {len(listed)}")

@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tasks import keys
+from tasks.endings import FORGIVEN, Ending
 from tasks.ledger import JobStatus, Lease, Ledger, Refusal
 from tasks.messages import JobSpec, Receipt
 from tests.conftest import wait_until
+
+#: An attempt that ended with its process.
+DIED = Ending("died", "a fault")
 
 #: What a chunk of ten rows reports.
 RECEIPT = Receipt(
@@ -75,9 +79,9 @@ class Desk:
         """Record a chunk with the usual receipt, but for some fields."""
         return self.ledger.record(lease, RECEIPT.model_copy(update=fields))
 
-    def free(self, lease: Lease, *, blame: str = "", delay_s: float = 0) -> list[int]:
+    def free(self, lease: Lease, ending: Ending = FORGIVEN, *, delay_s: float = 0) -> list[int]:
         """Give a lease up."""
-        return self.ledger.free(self.spec, lease.chunk, lease.token, blame=blame, delay_s=delay_s)
+        return self.ledger.free(self.spec, lease.chunk, lease.token, ending, delay_s=delay_s)
 
     def do(self, *chunks: int, **fields) -> None:
         """Claim and record chunks."""

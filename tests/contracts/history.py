@@ -5,9 +5,10 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from tasks import keys
+from tasks.endings import FORGIVEN
 from tasks.ledger import Lease
 from tasks.messages import Receipt
-from tests.contracts.desk import Desk, now_ms, wait_ms
+from tests.contracts.desk import DIED, Desk, now_ms, wait_ms
 
 #: Slots that take part, and how long their leases hold: one of them never survives the next look.
 LEASES_S = {"node/0": 60.0, "node/1": 60.0, "node/2": 0.001}
@@ -89,7 +90,7 @@ class History:
         """A slot hands its chunk back, or is buried with it."""
         lease = self.held.pop(SLOTS[number % len(SLOTS)], None)
         if lease is not None:
-            self.publish(self.desk.free(lease, blame="a fault" * (number % 2), delay_s=0.001 * (number > 6)))
+            self.publish(self.desk.free(lease, FORGIVEN if number % 2 else DIED, delay_s=0.001 * (number > 6)))
             self.stale.append(lease)
 
     def free_stale(self, number: int) -> None:

@@ -9,7 +9,9 @@ from dataclasses import replace
 
 import pytest
 
+from tasks.endings import STOPPED, Ending
 from tasks.journal import Journal
+from tasks.ledger import MOST_CONDEMNED, MOST_STOPS
 from tests.contracts.desk import Desk, wait_ms
 
 
@@ -31,7 +33,7 @@ class JournalContract:
         """And how the last one ended."""
         lease = desk.take(0)
         assert desk.ledger.journal(lease, lease.journal, (3, 9))
-        desk.free(lease, blame="it was killed")
+        desk.free(lease, Ending("died", "it was killed"))
         assert desk.take(0).journal == Journal(suspects=(3, 9), why="it was killed")
 
     def test_only_the_last_rows_at_work_are_suspects(self, desk):
@@ -39,7 +41,7 @@ class JournalContract:
         lease = desk.take(0)
         for rows in ((0, 3), (3, 6), (6, 9)):
             desk.ledger.journal(lease, lease.journal, rows)
-        desk.free(lease, blame="it was killed")
+        desk.free(lease, Ending("died", "it was killed"))
         assert desk.take(0).journal.suspects == (6, 9)
 
     def test_what_was_learned_is_carried_on(self, desk):
@@ -47,27 +49,64 @@ class JournalContract:
         for slot in ("node/0", "node/1"):
             lease = desk.take(0, slot=slot)
             desk.ledger.journal(lease, lease.journal, (5, 6))
-            desk.free(lease, blame=f"{slot} was killed")
+            desk.free(lease, Ending("died", f"{slot} was killed"))
         assert desk.take(0).journal == Journal(condemned={5: "node/1 was killed"}, why="node/1 was killed")
 
     def test_an_attempt_that_noted_no_rows_adds_nothing(self, desk):
         """It ended before, or is the first, which runs the chunk as a whole; what was known stays."""
         lease = desk.take(0)
         desk.ledger.journal(lease, lease.journal, (3, 9))
-        desk.free(lease, blame="it was killed")
+        desk.free(lease, Ending("died", "it was killed"))
         again = desk.take(0)
-        desk.free(again, blame="it was killed before it began")
+        desk.free(again, Ending("died", "it was killed before it began"))
         assert desk.take(0).journal == Journal(suspects=(3, 9), why="it was killed before it began")
 
     def test_rows_are_not_suspected_when_the_attempt_is_forgiven(self, desk):
         """Somebody ended the slot; what was learned before stays."""
         lease = desk.take(0)
         desk.ledger.journal(lease, lease.journal, (3, 9))
-        desk.free(lease, blame="it was killed")
+        desk.free(lease, Ending("died", "it was killed"))
         again = desk.take(0)
         desk.ledger.journal(again, again.journal, (20, 30))
         desk.free(again)
         assert desk.take(0).journal.suspects == (3, 9)
+
+    def test_rows_are_not_suspected_when_the_process_lives(self, desk):
+        """The attempt counts, but something else went wrong."""
+        lease = desk.take(0)
+        desk.ledger.journal(lease, lease.journal, (3, 9))
+        desk.free(lease, Ending("failed", "KeyError in record"))
+        again = desk.take(0)
+        assert (again.attempts, again.journal) == (2, Journal(why="KeyError in record"))
+
+    def test_a_slot_that_is_told_to_end_again_and_again_is_evidence(self, desk):
+        """A row may be the one who tells it."""
+        for _ in range(MOST_STOPS):
+            lease = desk.take(0)
+            assert lease.attempts == 1
+            desk.ledger.journal(lease, lease.journal, (3, 9))
+            desk.free(lease, STOPPED)
+        lease = desk.take(0)
+        assert lease.journal.suspects is None
+        desk.ledger.journal(lease, lease.journal, (3, 9))
+        desk.free(lease, STOPPED)
+        again = desk.take(0)
+        assert (again.attempts, again.journal) == (2, Journal(suspects=(3, 9), why="its slot was told to end"))
+
+    def test_attempts_that_condemned_a_row_do_not_count_against_the_others(self, desk):
+        """Not without limit: a chunk may be poison through and through."""
+        for _ in range(5):
+            desk.free(desk.take(0), Ending("died", "it was killed"))
+        lease = desk.take(0)
+        assert lease.attempts == 6
+        desk.ledger.journal(lease, Journal(condemned={5: "it was killed"}), (3, 5))
+        desk.free(lease, Ending("died", "it was killed"))
+        again = desk.take(0)
+        assert again.attempts == 3
+        many = Journal(condemned=dict.fromkeys(range(MOST_CONDEMNED + 1), "it was killed"))
+        desk.ledger.journal(again, many, (40, 50))
+        desk.free(again, Ending("died", "it was killed"))
+        assert desk.take(0).attempts == 4
 
     def test_a_lease_that_lapses_is_evidence(self, desk):
         """Nobody is left to say how its slot ended."""
@@ -89,7 +128,7 @@ class JournalContract:
         """The ledger does not grow with what went wrong."""
         lease = desk.take(0)
         desk.ledger.journal(lease, lease.journal, (3, 9))
-        desk.free(lease, blame="it was killed")
+        desk.free(lease, Ending("died", "it was killed"))
         again = desk.take(0)
         desk.ledger.journal(again, again.journal, (3, 4))
         desk.record(again)
@@ -99,7 +138,7 @@ class JournalContract:
         """The row may have a better model now."""
         lease = desk.take(0)
         desk.ledger.journal(lease, lease.journal, (3, 9))
-        desk.free(lease, blame="it was killed")
+        desk.free(lease, Ending("died", "it was killed"))
         desk.seal(1)
         desk.end("failed", "a reason")
         desk.ledger.retry(desk.spec)

@@ -15,7 +15,7 @@ from tasks.errors import UnknownJob
 from tasks.ledger import Recorded, Refusal
 from tasks.workforce import SlotStatus
 from tests.conftest import wait_until
-from tests.contracts.desk import Desk, now_ms, wait_ms
+from tests.contracts.desk import DIED, Desk, now_ms, wait_ms
 
 
 def slot_status(**fields) -> SlotStatus:
@@ -308,7 +308,7 @@ class LedgerContract:
         for attempt in (1, 2, 3):
             lease = desk.take(0)
             assert lease.attempts == attempt
-            desk.free(lease, blame="a fault")
+            desk.free(lease, DIED)
 
     def test_a_delayed_chunk_is_ticketed_after_the_delay(self, desk):
         """A slot that cannot do it does not get it back at once."""
@@ -339,7 +339,7 @@ class LedgerContract:
     def test_a_lease_freed_twice_forgives_one_attempt(self, desk):
         """The second time finds nothing to free."""
         desk.announce(0)
-        desk.free(desk.take(0), blame="a fault")
+        desk.free(desk.take(0), DIED)
         lease = desk.take(0)
         desk.free(lease)
         desk.free(lease)
@@ -572,7 +572,7 @@ class LedgerContract:
         """Somebody looked at what was wrong, so the chunk gets its tries again."""
         desk.announce(0)
         desk.seal(1)
-        desk.free(desk.take(0), blame="a fault")
+        desk.free(desk.take(0), DIED)
         desk.end("failed", "disk full")
         assert desk.ledger.retry(desk.spec)[0] == "failed"
         assert desk.take(0).attempts == 1
@@ -749,7 +749,7 @@ class LedgerContract:
             "record": lambda: desk.record(lease),
             "record with errors": lambda: desk.record(lease, failed_rows=2),
             "free at once": lambda: desk.free(lease),
-            "free later": lambda: desk.free(lease, blame="a fault", delay_s=60),
+            "free later": lambda: desk.free(lease, DIED, delay_s=60),
             "reconcile": desk.reconcile,
             "cancel": lambda: desk.end("cancelled"),
             "fail": lambda: desk.end("failed", "by hand"),
@@ -769,7 +769,7 @@ class LedgerContract:
         lease = desk.take(0)
         dead = slot_status(claim=f"{lease.job} {lease.chunk} {lease.token}")
         desk.ledger.workforce.report(dead)
-        assert desk.ledger.bury(dead, blame="a fault") == (desk.spec, [0])
+        assert desk.ledger.bury(dead, DIED) == (desk.spec, [0])
         assert desk.ledger.workforce.slots() == []
         assert desk.take(0, slot="node/1").attempts == 2
 
@@ -778,20 +778,20 @@ class LedgerContract:
         desk.announce(0)
         lease = desk.take(0)
         dead = slot_status(claim=f"{lease.job} {lease.chunk} {lease.token}")
-        desk.ledger.bury(dead, blame="a fault")
+        desk.ledger.bury(dead, DIED)
         heir = desk.take(0, slot="node/1")
-        assert desk.ledger.bury(dead, blame="a fault") == (desk.spec, [])
+        assert desk.ledger.bury(dead, DIED) == (desk.spec, [])
         assert desk.ledger.touch(heir, 60)
 
     def test_burying_an_idle_slot_frees_nothing(self, ledger):
         """It held no lease."""
         ledger.workforce.report(slot_status())
-        assert ledger.bury(slot_status(), blame="a fault") is None
+        assert ledger.bury(slot_status(), DIED) is None
         assert ledger.workforce.slots() == []
 
     def test_burying_a_slot_with_an_unknown_job_strikes_it_off(self, ledger):
         """The ledger was wiped out meanwhile."""
-        assert ledger.bury(slot_status(claim="encode-gone 1 2"), blame="a fault") is None
+        assert ledger.bury(slot_status(claim="encode-gone 1 2"), DIED) is None
 
     # -- slots -----------------------------------------------------------------------------------------------
 

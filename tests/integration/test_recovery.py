@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from tasks import delivery, keys, ledger, losses, manifest, recovery, tables
-from tasks.errors import BrokerUnavailable, DamagedObject, StoreUnavailable, UnknownJob
+from tasks.errors import BrokerUnavailable, DamagedObject, StoreUnavailable, UnknownJob, UnreadableJob
 from tasks.ledger import Ledger
 from tasks.manifest import Sealed
 from tasks.messages import Receipt
 from tasks.ports import Encoded
 from tasks.reconciler import Reconciler
 from tasks.recovery import Office, rebuild
+from tasks.signing import Signer
 from tasks.store import Store, open_store, store_id
 from tests.conftest import wait_until
 from tests.contracts.desk import Desk
@@ -167,6 +168,37 @@ def test_a_running_job_comes_back_with_its_results(site):
     assert site.published == [2, 3, 4, 5]
     site.finish()
     assert (site.desk.status.state, site.desk.status.rows_done) == ("done", 6 * ROWS)
+
+
+def test_files_of_others_beside_the_results_and_the_manifest_are_no_hindrance(site):
+    """People leave notes, and sync tools their own files."""
+    for folder in (keys.results(site.job), keys.manifest(site.job)):
+        for name in ("a.txt", "00000000-1.arrow", ".made-x.json.swp"):
+            site.store.put(f"{folder}{name}", b"?")
+    site.lose()
+    assert rebuild(site.office, site.job).results == 2
+
+
+def test_a_job_that_is_not_signed_does_not_come_back_where_a_key_is_needed(site):
+    """Else whoever may write to the store could have nodes sign what they find there."""
+    site.lose()
+    signed = Ledger(site.desk.ledger.redis, "", Signer((b"k" * 32,)))
+    with pytest.raises(UnreadableJob, match="is not signed with this side's key"):
+        rebuild(Office(signed, site.store, None), site.job)
+    assert signed.redis.keys("penstock:job:*") == []
+
+
+def test_a_signed_job_comes_back_signed(make_site):
+    """Its manifest carries the signature."""
+    site = make_site()
+    signed = Ledger(site.desk.ledger.redis, "", Signer((b"k" * 32,)))
+    spec = site.desk.spec.model_copy(update={"job": "encode-signed"})
+    signed.create(spec, gate=2, ticket_s=60)
+    manifest.note_made(site.store, signed, spec, gate=2, ticket_s=60)
+    site.lose()
+    rebuild(Office(signed, site.store, None), spec.job)
+    signature = signed.redis.hget(keys.job(spec.job), "signature")
+    assert signed.signer.takes_spec(spec.model_dump_json(), signature)
 
 
 def test_a_done_job_comes_back_done(site):
@@ -661,3 +693,14 @@ def test_the_server_is_named_by_its_replication_id(valkey_ledger):
 def test_a_server_that_does_not_tell_counts_as_one_that_stays(fake_ledger):
     """As behind some proxies; an emptied ledger is noticed there all the same."""
     assert fake_ledger.identity.server() == "none"
+
+
+def test_nodes_go_on_with_a_recovery_by_hand_that_was_interrupted(site, look):
+    """Whoever took the store's ids over asked for all of its jobs."""
+    theirs = site.desk.ledger.identity.ids()
+    site.lose()
+    look(Reconciler(Office(Ledger(site.desk.ledger.redis), site.store, None), who="new", every_s=60))
+    assert site.desk.ledger.redis.keys("penstock:job:*") == []
+    Ledger(site.desk.ledger.redis).identity.add_from(store_id(site.store), theirs)
+    look(Reconciler(Office(Ledger(site.desk.ledger.redis), site.store, None), who="node", every_s=60))
+    assert site.tokens() == site.on_record

@@ -13,6 +13,7 @@ import pytest
 
 from tasks import chunk, delivery, keys, slot, tables
 from tasks.chunk import run_chunk
+from tasks.endings import Ending
 from tasks.errors import BrokerUnavailable, EngineBroken, Permanent, StoreUnavailable
 from tasks.ledger import Ledger
 from tasks.limits import TimeLimits
@@ -22,7 +23,7 @@ from tasks.settings import Settings
 from tasks.slot import Slot
 from tasks.store import Store, checked, open_store, store_id
 from tests.conftest import wait_until
-from tests.contracts.desk import Desk, wait_ms
+from tests.contracts.desk import DIED, Desk, wait_ms
 from tests.contracts.ledger import slot_status
 from workers.engines.fake import FakeEncoder
 
@@ -451,7 +452,7 @@ def end_processes(site, encoder, until="recorded: 3 rows"):
             assert run_chunk(slot, site.ticket()) == until
         except ProcessEndedError:
             (lease,) = site.ledger.leases(site.desk.spec)
-            site.ledger.free(site.desk.spec, *lease, blame="its process was killed by SIGSEGV")
+            site.ledger.free(site.desk.spec, *lease, Ending("died", "its process was killed by SIGSEGV"))
         else:
             return ended
     pytest.fail("the chunk ends processes for ever")
@@ -585,7 +586,7 @@ def test_a_slot_that_lost_its_lease_records_nothing(site):
 
     def lose():
         ((number, token),) = site.ledger.leases(site.desk.spec)
-        site.ledger.free(site.desk.spec, number, token, blame="a fault")
+        site.ledger.free(site.desk.spec, number, token, DIED)
         site.desk.take(0, slot="node/1")
         wait_until(lambda: slot.pulse.has_lost_lease, "the pulse notices")
 
@@ -633,7 +634,7 @@ def test_a_slot_that_did_not_notice_in_time_comes_late(make_site):
     def overtake():
         ((number, token),) = site.ledger.leases(site.desk.spec)
         lost.append(token)
-        site.ledger.free(site.desk.spec, number, token, blame="a fault")
+        site.ledger.free(site.desk.spec, number, token, DIED)
         assert run_chunk(other, site.ticket()) == "recorded: 3 rows"
 
     slot = site.slot(encoder=Doing(overtake))

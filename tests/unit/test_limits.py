@@ -87,12 +87,31 @@ def test_a_piece_that_failed_teaches_nothing_and_is_not_overdue(clock):
 def test_a_batch_ends_where_the_next_one_starts_or_the_rows_are_done(clock):
     """So an engine has one thing to say."""
     found = TimeLimits(1)
-    with found.rows(1000):
+    with found.rows(10_000):
         for _ in range(2):
-            found.batch(100)
+            found.batch(1000)
             clock.now += 5
-    assert found._batch.limit_s(100) == pytest.approx(FACTOR * 5)
-    assert found._rows.limit_s(1000) == pytest.approx(FACTOR * 10)
+    assert found._batch.limit_s(1000) == pytest.approx(FACTOR * 5)
+    assert found._rows.limit_s(10_000) == pytest.approx(FACTOR * 10)
+
+
+def test_one_fast_piece_does_not_make_the_next_overdue(clock):
+    """A huge text of which only the beginning is fed takes next to no time for its size."""
+    pace = Pace("characters", stall_s=60)
+    for amount, seconds in ((256_000, 100), (4_000_000, 2)):
+        pace.begin(amount)
+        clock.now += seconds
+        pace.end()
+    assert pace.limit_s(256_000) > 0.7 * FACTOR * 100
+
+
+def test_small_pieces_teach_nothing(clock):
+    """What they take is not due to their size."""
+    pace = Pace("characters", stall_s=1, least=1000)
+    pace.begin(5)
+    clock.now += 1
+    pace.end()
+    assert pace.limit_s(1_000_000) == UNMEASURED
 
 
 def test_work_that_hangs_ends_the_process():

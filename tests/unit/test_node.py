@@ -9,7 +9,7 @@ import pytest
 import redis
 from celery.worker import state as worker_state
 
-from tasks.endings import EXIT_ENGINE_BROKEN, EXIT_OVERDUE, describe, is_by_will
+from tasks.endings import EXIT_ENGINE_BROKEN, EXIT_OVERDUE, STOPPED, Ending, describe, ending_of
 from tests.contracts.ledger import slot_status
 from workers import children, intake
 from workers.children import SILENT_LEASES, Children
@@ -65,13 +65,13 @@ def killed(monkeypatch):
 def test_an_exit_status_has_words(status, words):
     """People read them in the error of a row."""
     assert describe(status) == words
-    assert not is_by_will(status)
+    assert ending_of(status) == Ending("died", words)
 
 
 def test_a_process_that_was_told_to_end_is_not_to_blame():
-    """Service managers send SIGTERM to all processes of a unit."""
-    assert is_by_will(-signal.SIGTERM)
-    assert is_by_will(0)
+    """Service managers send SIGTERM to all processes of a unit. One that exits by itself was not told."""
+    assert ending_of(-signal.SIGTERM) == STOPPED
+    assert ending_of(0).kind == "died"
 
 
 def test_a_dead_process_is_found_with_how_it_ended(pool):
@@ -82,13 +82,16 @@ def test_a_dead_process_is_found_with_how_it_ended(pool):
     dead.exitcode = -signal.SIGSEGV
     assert found.has_changed
     slots = [slot_status(slot="node/0", pid=101), slot_status(slot="node/1", pid=102)]
-    assert found.deaths(slots) == [(slots[1], "its process was killed by SIGSEGV")]
+    for _ in range(2):  # the broker was away as it was to be buried
+        assert found.deaths(slots) == [(slots[1], Ending("died", "its process was killed by SIGSEGV"))]
+    found.forget(102)
+    assert found.deaths(slots) == [(slots[1], Ending("died", "its process is gone"))]
 
 
 def test_a_process_that_nobody_saw_is_dead_too(pool):
     """A node that was started again finds what it left."""
     slot = slot_status(pid=99)
-    assert Children(pool, lease_s=20).deaths([slot]) == [(slot, "its process is gone")]
+    assert Children(pool, lease_s=20).deaths([slot]) == [(slot, Ending("died", "its process is gone"))]
 
 
 def test_a_silent_process_is_killed_once_and_blamed(pool, clock, killed):
@@ -102,7 +105,7 @@ def test_a_silent_process_is_killed_once_and_blamed(pool, clock, killed):
     found.end_silent(slots)
     assert killed == [(102, signal.SIGKILL)]
     pool._pool._pool.pop().exitcode = -signal.SIGKILL
-    assert found.deaths(slots)[0][1] == "its process made no sign of life and was killed"
+    assert found.deaths(slots)[0][1] == Ending("died", "its process made no sign of life and was killed")
 
 
 def test_a_process_whose_status_was_forgotten_meanwhile_is_silent_still(pool, clock, killed):
@@ -143,12 +146,13 @@ def consumer():
 
 @pytest.fixture
 def flow(consumer, clock, monkeypatch):
-    """Return an intake that is open, of a node that took 5 tickets."""
+    """Return an intake that is open, of a node with an idle slot that took 5 tickets."""
     consumer.add_task_queue = consumer.opened.append
     monkeypatch.setattr(worker_state, "total_count", {"penstock.encode": 5})
+    monkeypatch.setattr(worker_state, "reserved_requests", set())
     found = Intake(consumer, "queue")
     found.adjust([slot_status()])
-    found.is_standing([slot_status()], 1)
+    found.is_standing(1)
     return found
 
 
@@ -169,26 +173,30 @@ def test_a_node_takes_as_many_tickets_as_slots_are_ready(consumer):
 def test_a_node_stands_still_when_tickets_wait_slots_are_idle_and_it_takes_none(flow, clock):
     """For a while."""
     clock.now += STANDSTILL_S
-    assert not flow.is_standing([slot_status()], 1)
+    assert not flow.is_standing(1)
     clock.now += 1
-    assert flow.is_standing([slot_status()], 1)
+    assert flow.is_standing(1)
 
 
 @pytest.mark.parametrize(
-    ("slot", "n_waiting", "taken"),
+    ("slot", "n_waiting", "taken", "reserved"),
     [
-        (slot_status(claim="job 1 2"), 1, 5),
-        (slot_status(state="drained"), 1, 5),
-        (slot_status(), 0, 5),
-        (slot_status(), 1, 6),
+        (slot_status(), 1, 5, {"a request"}),
+        (slot_status(state="drained"), 1, 5, set()),
+        (slot_status(), 0, 5, set()),
+        (slot_status(), 1, 6, set()),
     ],
-    ids=["all slots are at work", "drained", "nothing waits", "a ticket was taken"],
+    ids=["its slot has a ticket, if only to wait for the broker", "drained", "nothing waits", "a ticket was taken"],
 )
-def test_a_node_does_not_stand_still(flow, clock, monkeypatch, slot, n_waiting, taken):
+def test_a_node_does_not_stand_still(  # noqa: PLR0913 - one parameter a reason
+    flow, clock, monkeypatch, slot, n_waiting, taken, reserved
+):
     """All of this is as it should be."""
+    flow.adjust([slot])
     clock.now += STANDSTILL_S + 1
     monkeypatch.setattr(worker_state, "total_count", {"penstock.encode": taken})
-    assert not flow.is_standing([slot], n_waiting)
+    monkeypatch.setattr(worker_state, "reserved_requests", reserved)
+    assert not flow.is_standing(n_waiting)
 
 
 def test_a_node_that_stands_still_reconnects_and_then_starts_again(flow, clock, monkeypatch):
@@ -202,7 +210,7 @@ def test_a_node_that_stands_still_reconnects_and_then_starts_again(flow, clock, 
     with pytest.raises(redis.ConnectionError):
         flow.free(end_slots)
     clock.now += STANDSTILL_S + 1
-    assert flow.is_standing([slot_status()], 1)
+    assert flow.is_standing(1)
     flow.free(end_slots)
     assert events == ["ended", "started"]
 
@@ -212,6 +220,6 @@ def test_a_node_that_took_tickets_since_reconnects_anew(flow, clock, monkeypatch
     with pytest.raises(redis.ConnectionError):
         flow.free(pytest.fail)
     monkeypatch.setattr(worker_state, "total_count", {"penstock.encode": 9})
-    flow.is_standing([slot_status()], 1)
+    flow.is_standing(1)
     with pytest.raises(redis.ConnectionError):
         flow.free(pytest.fail)
