@@ -103,7 +103,7 @@ class Link:
             for end in filter(None, (self._client, self._server)):
                 ends.register(end, selectors.EVENT_READ)
             while is_open and self.fate is not Verdict.CUT and not self._proxy.is_closed:
-                if self.fate is Verdict.DROP and self._server in ends.get_map():
+                if self.fate is Verdict.DROP and self._server and self._server in ends.get_map():
                     ends.unregister(self._server)  # the client is not to hear of its end
                 is_open = all(self._pump(key.fileobj) for key, _ in ends.select(POLL_S))
         self._close()

@@ -21,10 +21,11 @@ class Line:
 
 
 class Report:
-    """Faults by their name, in the order in which they were first injected."""
+    """Faults by their name, in the order in which they were first injected, and what else was measured."""
 
     def __init__(self) -> None:
         self.lines: dict[str, Line] = {}
+        self.notes: list[str] = []
 
     def add(
         self, fault: str, tally: Tally, *, rows: int, injected: int = 1, recoveries_s: list[float] | None = None
@@ -39,7 +40,8 @@ class Report:
     def table(self) -> str:
         """Return all lines as a Markdown table."""
         rule = "|".join(["", "---", *["---:"] * (HEAD.count("|") - 2), ""])
-        return "\n".join([HEAD, rule, *(_row(fault, line) for fault, line in self.lines.items())])
+        rows = [_row(fault, line) for fault, line in self.lines.items()]
+        return "\n".join([HEAD, rule, *rows, "", *self.notes])
 
 
 def _row(fault: str, line: Line) -> str:

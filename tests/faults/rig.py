@@ -29,6 +29,8 @@ from tests.faults.proxy import Link, Proxy, Verdict
 from tests.faults.report import REPORT
 from tests.faults.server import Valkey
 
+#: Seconds after which a job counts as hung; the longest take a minute or two.
+HUNG_S = 300.0
 #: Rows of a chunk in all these tests.
 CHUNK_ROWS = 10
 #: The fake engine, slow enough that a chunk can be caught at work.
@@ -191,9 +193,9 @@ class Rig:
         wait_until(lambda: seconds() > 0, "work goes on", deadline_s)
         return seconds()
 
-    def finish(self, job: str, deadline_s: float = PATIENCE_S) -> pa.Table:
+    def finish(self, job: str) -> pa.Table:
         """Wait until a job is done and return its result."""
-        wait_until(lambda: self.ledger.status(job).is_over, f"job {job} is over", deadline_s)
+        wait_until(lambda: self.ledger.status(job).is_over, f"job {job} is over", HUNG_S)
         return pa.concat_tables(self.client.job(job).results())
 
     def settle(self, fault: str, job: str, *, injected: int = 1, recoveries_s: list[float] | None = None) -> Tally:
@@ -204,7 +206,7 @@ class Rig:
         self, fault: str, running: Running, *, injected: int = 1, recoveries_s: list[float] | None = None
     ) -> Tally:
         """Do the same for a job with a command that waits: it has to end well, and wrote the result."""
-        code = running.process.wait(PATIENCE_S)
+        code = running.process.wait(HUNG_S)
         assert code == 0, f"exit {code}"
         return self.note(fault, pq.read_table(running.out), injected=injected, recoveries_s=recoveries_s)
 

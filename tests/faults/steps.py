@@ -14,6 +14,11 @@ def evalsha(step: str) -> bytes:
     return hashlib.sha1(STEPS[step].encode(), usedforsecurity=False).hexdigest().encode()
 
 
+def job_of(request: bytes) -> str:
+    """Return the job that a request is about."""
+    return re.search(rb"(?:job:|jobs/)(encode-[0-9a-f]+)", request)[1].decode()
+
+
 def chunk_of(request: bytes) -> int:
     """Return the chunk that a request is about: of a ledger step, or of the store."""
     path = re.search(rb"/(?:input|result)/([0-9]{8})", request)

@@ -17,7 +17,7 @@ from tests.faults.accounting import FLAWLESS
 from tests.faults.conftest import by_size
 from tests.faults.proxy import Act, Link, Proxy, Trap, Verdict
 from tests.faults.rig import SLOW, Rig, now, open_rig, wait_until
-from tests.faults.steps import STEPS_OF_A_CHUNK, Step, chunk_of, evalsha
+from tests.faults.steps import STEPS_OF_A_CHUNK, Step, chunk_of, evalsha, job_of
 
 #: What S3 answers when it has trouble, and when it has too much to do.
 BROKEN = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
@@ -94,7 +94,7 @@ def kill_once_at(step: Step, rig: Rig, bucket: Proxy, model: str, rows: int) -> 
 
     def observe(link: Link, _: bytes) -> Verdict:
         chunk = chunk_of(link.request)
-        claims[chunk] = rig.attempts(job, chunk)
+        claims[chunk] = rig.attempts(job_of(link.request), chunk)
         return Verdict.FORWARD
 
     rig.proxy.set(Trap(evalsha("record"), observe, times=None))

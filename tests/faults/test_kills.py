@@ -42,7 +42,7 @@ def lose_a_ticket(rig: Rig, victim: int) -> None:
 
 def test_a_chunk_longer_than_all_time_limits_runs_once(rig: Rig) -> None:
     """One chunk takes longer than the lease and, in the long version, than every timeout of the broker's clients."""
-    ms_per_row = by_size(700, 6000)
+    ms_per_row = by_size(500, 6000)
     model = f"fake:ms_per_row={ms_per_row}"
     rig.need_worker(model, slots=2)
     job = rig.submit(10, model)

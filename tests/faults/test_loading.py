@@ -9,7 +9,7 @@ from tests.faults.conftest import by_size
 from tests.faults.rig import Rig, now, wait_until
 
 #: Longer than Celery gives a new process by default, which is 4 s.
-LOAD_S = by_size(6, 30)
+LOAD_S = by_size(5, 30)
 MODEL = f"fake:load_s={LOAD_S},ms_per_row=10"
 
 

@@ -109,10 +109,10 @@ def test_the_gate_bounds_the_queue_while_nobody_works(rig: Rig) -> None:
     settings = rig.client.settings
     rig.client.settings = settings.model_copy(update={"max_queued_chunks": 8, "ticket_s": 0.5})
     try:
-        job = rig.submit(by_size(500, 5000))
+        job = rig.submit(by_size(200, 5000))
         spec = rig.ledger.spec(job)
         longest = 0
-        deadline = time.monotonic() + by_size(4, 60)
+        deadline = time.monotonic() + by_size(3, 60)
         while time.monotonic() < deadline:
             delivery.publish(rig.client.app, spec, rig.ledger.reconcile(spec))
             longest = max(longest, rig.server.redis.llen(QUEUE))

@@ -12,11 +12,11 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from tests.acceptance.conftest import PATIENCE_S, PENSTOCK, Shell, texts, tree
+from tests.acceptance.conftest import PENSTOCK, Shell, texts, tree
 from tests.faults.accounting import FLAWLESS, compare
 from tests.faults.conftest import by_size
 from tests.faults.report import REPORT
-from tests.faults.rig import SLOW, TIMES, Rig, now, wait_until
+from tests.faults.rig import HUNG_S, SLOW, TIMES, Rig, now, wait_until
 
 #: The same victims in the same order in every run.
 SEED = 2026
@@ -56,7 +56,7 @@ class Embedded:
 
     def end(self) -> None:
         """Wait for the end of the job; start the command again if it ends before."""
-        while self.process.wait(PATIENCE_S) != 0:
+        while self.process.wait(HUNG_S) != 0:
             self.process = self._start()
 
     def said(self) -> str:
@@ -110,6 +110,7 @@ def test_an_embedded_job_outlives_the_death_of_any_of_its_processes(
         since = now()
         embedded.work_on(IN_FLIGHT + 1)
         recoveries.append(now() - since)
+        print(f"{kind}: {recoveries[-1]:.1f} s")  # noqa: T201 - shown if the test failed
     embedded.end()
     found = pq.read_table(tmp_path / "v.parquet")
     expected = rig.expected.slice(0, ROWS_PER_KILL * KILLS + 300)

@@ -17,7 +17,7 @@ from tests.faults.conftest import by_size
 from tests.faults.report import REPORT
 from tests.faults.rig import Rig
 
-CHUNKS = by_size(1_500, 100_000)
+CHUNKS = by_size(500, 100_000)
 #: Slots of each of two nodes.
 SLOTS = by_size(1, 4)
 #: Bytes of Redis that the ledger may take for a chunk that is recorded.
@@ -78,8 +78,9 @@ def test_a_job_of_many_chunks_leaves_memory_flat_and_the_ledger_small(rig: Rig, 
     per_chunk = rig.server.redis.memory_usage(keys.done(job), samples=0) / CHUNKS
     in_all = (rig.server.redis.info("memory")["used_memory"] - before) / CHUNKS
     growth = {name: _growth(seen) for name, seen in watch.rss_mib.items() if len(seen) >= 9}
-    print(f"{CHUNKS} chunks in {seconds:.0f} s, {per_chunk:.0f} bytes a record, {in_all:.0f} of Redis in all")  # noqa: T201
-    print(f"longest queue {watch.longest_queue}, growth in MiB {growth}, at last {_last(watch)}")  # noqa: T201
+    note = f"{CHUNKS:,} chunks in {seconds:.0f} s: {per_chunk:.0f} bytes of Redis a record, {in_all:.0f} in all; "
+    REPORT.notes.append(note + f"queue {watch.longest_queue} of {GATE}; MiB at last {_last(watch)}, growth {growth}")
+    print(REPORT.notes[-1])  # noqa: T201 - shown if the test fails
     REPORT.add(f"none: {CHUNKS:,} chunks", tally, rows=CHUNKS, injected=0)
     assert tally == Tally()
     assert per_chunk < BYTES_A_CHUNK
