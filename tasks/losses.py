@@ -28,19 +28,23 @@ PAGE_JOBS = 500
 
 
 class Losses:
-    """Compares the ledger with the manifests in the store when there is a reason to, beside what else goes on."""
+    """Compares the ledger with the manifests in the store when there is a reason to, beside what else goes on.
+
+    Attributes:
+        is_allowed: False once the broker refused it: the user of a client may not record results.
+    """
 
     def __init__(self, office: Office) -> None:
         self._office = office
         self._who = secrets.token_hex(8)
         self._store_id = ""
         self._is_ending = threading.Event()
-        self._is_allowed = True
+        self.is_allowed = True
         self._thread: threading.Thread | None = None
 
     def look(self) -> None:
         """Begin to compare if the ledger is empty, another server than at the last time, or never was compared."""
-        if not self._is_allowed or (self._thread is not None and self._thread.is_alive()):
+        if not self.is_allowed or (self._thread is not None and self._thread.is_alive()):
             return
         identity = self._office.ledger.identity
         if not self._store_id or identity.compared(self._store_id) != identity.server():
@@ -63,8 +67,8 @@ class Losses:
                 identity.note_compared(self._store_id, server, before=before)
         except _Ended:
             return
-        except BrokerDenied:  # a client whose user may not record results: nodes do this
-            self._is_allowed = False
+        except BrokerDenied:
+            self.is_allowed = False
         except Transient as exc:
             log.warning("Lost jobs not rebuilt yet: %s", exc, extra={"action": "recover"})
         except Exception:  # a thread's boundary

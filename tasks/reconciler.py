@@ -32,7 +32,8 @@ class Reconciler:
         """
         ledger = self._office.ledger
         ledger.identity.ids()  # remembered, should the ledger lose them
-        if not ledger.may_reconcile(self._who, self._every_s):
+        # Who may not rebuild jobs leaves the turn to those who may.
+        if not self._losses.is_allowed or not ledger.may_reconcile(self._who, self._every_s):
             return
         for job in ledger.active_jobs():
             try:
