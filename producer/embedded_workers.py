@@ -79,21 +79,21 @@ class EmbeddedWorkers:
             raise UsageError(self._last_words(status))
         if status == EXIT_NOT_STARTED:
             raise WorkerStopped(f"The embedded workers ended: {self._last_words(status)} (log: {self._run.worker_log})")
+        pause_s = self._backoff.pause_s(time.monotonic() - self._started)
+        self._restart_at = time.monotonic() + pause_s  # a death counts once, even if the slots cannot be buried now
         done = self._bury()
-        self._deaths = 1 if done != self._done else self._deaths + 1
+        self._deaths = 1 if done > self._done else self._deaths + 1
         self._done = done
         if self._deaths >= MOST_DEATHS:
             raise WorkerStopped(
                 f"The embedded workers ended {self._deaths} times without finishing a chunk, at last so: "
                 f"{describe(status)} (log: {self._run.worker_log})"
             )
-        pause_s = self._backoff.pause_s(time.monotonic() - self._started)
         log.warning(
             "The embedded workers ended: %s. Starting them again in %.0f s (log: %s)",
             *(describe(status), pause_s, self._run.worker_log),
             extra={"action": "restart"},
         )
-        self._restart_at = time.monotonic() + pause_s
 
     def _last_words(self, status: int) -> str:
         with self._run.worker_log.open("rb") as file:

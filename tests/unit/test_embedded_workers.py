@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -10,7 +11,7 @@ from producer.runs import Run
 from tasks import backoff
 from tasks.backoff import Backoff
 from tasks.endings import EXIT_NOT_STARTED
-from tasks.errors import UsageError, WorkerStopped
+from tasks.errors import BrokerUnavailable, UsageError, WorkerStopped
 from tasks.settings import Settings
 from tests.conftest import wait_until
 
@@ -63,6 +64,34 @@ def test_workers_that_finish_chunks_between_their_deaths_are_not_given_up(start,
         return len(caplog.messages) >= 3 * MOST_DEATHS
 
     wait_until(died_often, "they died often")
+
+
+def test_chunks_that_are_opened_again_are_no_progress(start):
+    """A number of chunks done that fell says nothing about the workers."""
+    counts = itertools.count(100, -1)
+    error = check_until_it_raises(start("exit 70", done=lambda: next(counts)))
+    assert f"ended {MOST_DEATHS} times" in str(error)
+
+
+def test_a_death_counts_once_though_the_slots_cannot_be_buried(start, tmp_path):
+    """The broker may be away as well; the workers are started again all the same."""
+    faults = [BrokerUnavailable("away")]
+
+    def bury():
+        if faults:
+            raise faults.pop()
+        return 0
+
+    workers = start(f"echo started >> {tmp_path}/starts; exit 70", done=bury)
+
+    def is_away():
+        with suppress(BrokerUnavailable):
+            workers.check()
+        return not faults
+
+    wait_until(is_away, "the slots could not be buried")
+    check_until_it_raises(workers)
+    assert len((tmp_path / "starts").read_text().splitlines()) == MOST_DEATHS + 1
 
 
 def test_workers_that_cannot_start_are_given_up_at_once(start, caplog):
