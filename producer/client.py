@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 
 from pydantic import ValidationError
 
+from producer import keeping
 from producer.chunking import Chunk
 from producer.corpus import Corpus, Opened, job_key, read_corpus
 from producer.embedded import EmbeddedServer
@@ -67,14 +68,10 @@ class Client:
         self.settings = settings or Settings.load(broker_url=broker_url, store_url=store_url)
         url = self.settings.broker_url
         if url is None:
-            raise UsageError(
-                "No broker is configured: name one with --broker, PENSTOCK_BROKER_URL or penstock.yaml, or use "
-                "Client.embedded(model=...)."
-            )
+            raise UsageError("No broker is configured: name one with --broker, PENSTOCK_BROKER_URL or penstock.yaml.")
         self.run: Run | None = None
         self._server: EmbeddedServer | None = None
         self._workers: EmbeddedWorkers | None = None
-        self._uncollected: set[str] = set()
         self.ledger = Ledger(broker.connect(url), url, Signer.read(self.settings.signing_key_file))
         self.ledger.ping()
         self.store = open_store(self.settings.store_url or url, redis_limit_bytes=self.settings.redis_store_limit_bytes)
@@ -98,29 +95,30 @@ class Client:
         Args:
             model: what the workers load.
             workers: slots; by default one a core, capped by memory, or one a GPU.
-            run: the state folder; a fresh one by default, removed at the end if every job was collected.
+            run: the state folder; a fresh one by default, removed at the end if every job was collected. The store
+                of jobs that are there already goes before the settings'.
             settings: used as they are, instead of reading them.
             changes: single settings, such as ``state_dir`` or ``chunk_rows``.
         """
         chosen = settings or Settings.load(model=model, **changes)
         run = run or Run.at(chosen.state_dir, f"run-{secrets.token_hex(4)}")
+        was_spent = run.is_spent
         server = EmbeddedServer(run)
         client: Client | None = None
         try:
             server.start()
-            urls = {"broker_url": server.url, "store_url": chosen.store_url or run.store_url()}
-            client = cls(settings=chosen.model_copy(update=urls))
-            client.run, client._server, client._uncollected = run, server, set(run.jobs())
+            store_url = run.store_url() if run.jobs() else chosen.store_url or run.own_store_url
+            client = cls(settings=chosen.model_copy(update={"broker_url": server.url, "store_url": store_url}))
+            client.run, client._server = run, server
+            if server.is_owner:
+                keeping.restore(client.office, run, store_url)
             if model is not None:
                 client.start_workers(model, workers)
         except BaseException:
             if client is not None:
                 client.close()
             else:
-                owned = server.is_owner
-                server.stop()
-                if owned and not run.jobs():
-                    run.remove()
+                server.stop(removes=was_spent and not run.jobs())
             raise
         return client
 
@@ -138,14 +136,10 @@ class Client:
         self.app.close()
         if self._workers is not None:
             self._workers.stop()
+        removes = self.run is not None and self.is_owner and keeping.is_over(self.office, self.run)
         self.ledger.redis.close()
         if self._server is not None:
-            owned = self._server.is_owner
-            self._server.stop()
-            if self.run is not None and owned and not self._uncollected:
-                self.run.remove()
-            elif self.run is not None and owned:
-                log.info("State kept, its jobs were not collected", extra={"folder": str(self.run.folder)})
+            self._server.stop(removes=removes)
 
     def start_workers(self, model: str, workers: int | None = None) -> None:
         """Start the local workers of an embedded client, unless another process runs them already.
@@ -265,10 +259,9 @@ class Client:
             raise UsageError(f"Job: {explain(exc)}.") from exc
 
     def _replace(self, old: JobSpec, state: str) -> None:
-        """Let a new job take the place of an old one in this run; results that are all there stay."""
-        if state != "done":
+        """Let a new job take the place of an old one in this run; one that is done or failed stays."""
+        if state in {"submitting", "running"}:
             self.end(old, "cancelled", "another job took its place")
-            self.note_collected(old.job)
 
     def submit(self, spec: JobSpec, corpus: Opened, on_chunk: Callable[[Chunk], None] = lambda _: None) -> Job:
         """Send the rows of a job and seal it, as far as that was not done before.
@@ -279,7 +272,6 @@ class Client:
         self._check_stores(spec)
         if self.run is not None:
             self.run.note(spec.job, self.settings.store_url)
-            self._uncollected.add(spec.job)
         if self.ledger.is_sealed(spec.job):
             return Job(self, spec)
 
@@ -337,7 +329,6 @@ class Client:
 
     def note_collected(self, job: str) -> None:
         """Note that a job's results were read, or never will be: its state folder may go."""
-        self._uncollected.discard(job)
         if self.run is not None:
             self.run.forget(job)
 
@@ -351,6 +342,11 @@ class Client:
     def reconcile(self) -> None:
         """Look after lost tickets, lapsed leases and lost jobs, as every node does."""
         self._reconciler.look()
+
+    def check_server(self) -> None:
+        """Raise EmbeddedServerDown if the private server ended for good."""
+        if self._server is not None:
+            self._server.check()
 
     def check_workers(self) -> None:
         """Start embedded workers again that died.

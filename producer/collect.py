@@ -43,7 +43,7 @@ def result_tables(
         compute_again: has a chunk done again whose result is missing or not what was recorded.
 
     Raises:
-        JobFailed: not every chunk is recorded.
+        JobFailed: it failed, or not every chunk is recorded.
         DamagedObject: a result is damaged however often it is computed.
     """
     job = status.spec.job
@@ -104,7 +104,7 @@ def _records(ledger: Ledger, status: JobStatus) -> Iterator[Recorded]:
     if status.state == "cancelled":
         status.raise_for_state()
     job, total = status.spec.job, status.chunks
-    if not status.is_sealed or status.recorded < total:
+    if not status.is_sealed or status.recorded < total or status.state == "failed":
         remedy = {
             "submitting": "Its corpus is not all there yet.",
             "running": f"`penstock wait {job}` waits for the rest.",

@@ -14,8 +14,8 @@ from producer import collect
 from producer.progress import Progress
 from producer.submission import PATIENCE_S
 from producer.writers import write_results
-from tasks import delivery, keys, manifest
-from tasks.errors import BrokerDenied, BrokerFull, JobRefused, UnknownJob, UsageError
+from tasks import delivery, keys, manifest, tables
+from tasks.errors import BrokerDenied, BrokerFull, DamagedObject, JobRefused, UnknownJob, UsageError
 from tasks.messages import JobSpec
 from tasks.records import JobStatus, Recorded
 from tasks.recovery import rebuild
@@ -105,6 +105,7 @@ class Job:
 
     def _status_or_rebuild(self, shown: Progress) -> JobStatus:
         """Return the state of the job, which comes back from the store if the broker lost its data."""
+        self._client.check_server()
         try:
             return self.status()
         except UnknownJob:
@@ -194,11 +195,25 @@ class Job:
             (record,) = ledger.recorded(self.id, damaged.chunk, 1)
             if record.token != damaged.token:
                 return record
+            self._check_input(damaged.chunk)
             # Whoever else collects this job may do the same: the first one reopens the chunk, all wait for it.
             _, _, tickets = retry_transient(lambda: self._reopen(damaged.chunk), for_s=PATIENCE_S)
             delivery.publish_or_leave(self._client.app, self.spec, tickets)
             self._client.start_workers(str(self.spec.model))
             self.follow(Progress(enabled=False))
+
+    def _check_input(self, chunk: int) -> None:
+        """Raise DamagedObject if a chunk cannot be computed again, while the job is still as it was."""
+        path = keys.input_path(self.id, chunk)
+        try:
+            data = retry_transient(lambda: self._client.store.get(path), for_s=PATIENCE_S)
+            tables.read_input(data, path)
+        except DamagedObject as exc:
+            raise DamagedObject(
+                f"The result of chunk {chunk} of job {self.id} is damaged, and its input {path} is missing or "
+                "damaged too. The same `penstock encode` command with --new does all of it again.",
+                key=path,
+            ) from exc
 
     def _look(self, shown: Progress) -> list[SlotStatus]:
         slots = self.slots()

@@ -8,17 +8,22 @@ entry in the ledger, by which the same command finds it again until then.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from producer.client import Client
+from producer.embedded import EmbeddedServer
+from producer.runs import Run
 from producer.submission import PATIENCE_S
 from tasks import keys
 from tasks.errors import UnknownJob, UnreadableJob, UsageError
 from tasks.messages import JOB_ID_PATTERN
 from tasks.retrying import retry_transient
+from tasks.store import Store
+
+if TYPE_CHECKING:
+    from producer.client import Client
 
 T = TypeVar("T")
 
@@ -81,10 +86,31 @@ def remove(client: Client, job: str, *, dry_run: bool = False) -> Freed:
     freed = _measure(client, job)
     if not dry_run:
         _patiently(lambda: client.ledger.withdraw(status.spec))
-        _delete_objects(client, job)
+        delete_objects(client.store, job)
         _patiently(lambda: client.ledger.remove(status.spec))
         client.note_collected(job)
     return freed
+
+
+def remove_run(run: Run, job: str, named: Sequence[str], *, dry_run: bool = False) -> Freed:
+    """Remove an embedded run whose server cannot start, with all its jobs.
+
+    Raises:
+        UsageError: it has other jobs than the named ones, or another command is at work on it.
+    """
+    others = sorted(set(run.jobs()) - set(named))
+    if others:
+        raise UsageError(
+            f"Job {job} goes only with its folder, which has others too. Name them all: {' '.join(others)}."
+        )
+    if len(run.jobs()) > 1:  # the last of them takes the folder along
+        if not dry_run:
+            run.forget(job)
+        return Freed(job, 0, 0)
+    sizes = [file.stat().st_size for file in run.folder.rglob("*") if file.is_file()]
+    if not dry_run and not EmbeddedServer(run).discard():
+        raise UsageError(f"Another command is at work on the run of job {job}: end it first.")
+    return Freed(job, len(sizes), sum(sizes))
 
 
 def _remove_rest(client: Client, job: str, *, dry_run: bool) -> Freed:
@@ -99,7 +125,7 @@ def _remove_rest(client: Client, job: str, *, dry_run: bool) -> Freed:
     if not freed.objects and not is_noted:
         raise UnknownJob(f"No job {job!r}, neither in {client.ledger.where} nor in {client.store.url}.")
     if not dry_run:
-        _delete_objects(client, job)
+        delete_objects(client.store, job)
         client.note_collected(job)
     return freed
 
@@ -108,9 +134,10 @@ def _measure(client: Client, job: str) -> Freed:
     return Freed(job, *_patiently(lambda: client.store.measure_folder(keys.job_folder(job))))
 
 
-def _delete_objects(client: Client, job: str) -> None:
+def delete_objects(store: Store, job: str) -> None:
+    """Delete all that a store has of a job, its manifest first."""
     for folder in (keys.manifest(job), keys.job_folder(job)):
-        _patiently(lambda folder=folder: client.store.delete_folder(folder))  # type: ignore[misc]
+        _patiently(lambda folder=folder: store.delete_folder(folder))  # type: ignore[misc]
 
 
 def _patiently(call: Callable[[], T]) -> T:

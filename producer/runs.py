@@ -18,10 +18,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks import keys
 from tasks.errors import UsageError
 
 #: Unix socket paths stop at 108 bytes on Linux and 104 on macOS, the final zero included.
@@ -37,10 +39,19 @@ class Run:
     @classmethod
     def at(cls, state_dir: Path, name: str) -> Run:
         """Return the run of that name, its folder made if need be, for this user alone."""
-        folder = state_dir.expanduser().resolve() / "runs" / name
-        for part in (folder, folder / "broker", folder / "store"):
+        run = cls(state_dir.expanduser().resolve() / "runs" / name)
+        run.make()
+        return run
+
+    def make(self) -> None:
+        """Make the folder, for this user alone, unless it is there."""
+        for part in (self.folder, self.folder / "broker", self.folder / "store"):
             part.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return cls(folder)
+
+    @property
+    def lock(self) -> Path:
+        """The file that whoever runs the server keeps locked."""
+        return self.folder / "lock"
 
     @property
     def socket(self) -> Path:
@@ -62,39 +73,68 @@ class Run:
 
     def jobs(self) -> list[str]:
         """Return the jobs that were made in this run, oldest first."""
-        return list(self._noted().get("jobs", []))
+        return list((self._noted() or {}).get("jobs", []))
+
+    @property
+    def own_store_url(self) -> str:
+        """The store in the folder."""
+        return (self.folder / "store").as_uri()
 
     def store_url(self) -> str:
         """Return the store that the run's jobs live in: its own, unless another was named for them."""
-        return self._noted().get("store_url") or (self.folder / "store").as_uri()
+        return (self._noted() or {}).get("store_url") or self.own_store_url
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether nobody needs the folder any more: no jobs are noted, and no note was lost."""
+        return not self.jobs() and not self.has_lost_note
+
+    @property
+    def has_lost_note(self) -> bool:
+        """Whether there may be jobs of which no note is left that can be read."""
+        data = (self.folder / "broker" / "appendonlydir", self.folder / "store" / keys.MANIFESTS)
+        return self._noted() is None and any(part.is_dir() for part in data)
 
     def note(self, job: str, store_url: str | None) -> None:
         """Add a job and its store, so that both are found without opening the server."""
-        self._write([*(name for name in self.jobs() if name != job), job], store_url)
+        self.write_note([*(name for name in self.jobs() if name != job), job], store_url)
 
     def forget(self, job: str) -> None:
         """Drop a job that nobody will ask for again."""
         jobs = self.jobs()
         if job in jobs:
-            self._write([name for name in jobs if name != job], self._noted().get("store_url"))
+            self.write_note([name for name in jobs if name != job], self.store_url())
 
-    def _write(self, jobs: list[str], store_url: str | None) -> None:
+    def write_note(self, jobs: list[str], store_url: str | None) -> None:
+        """Note which jobs there are. The note is on the disk before it takes the place of the old one."""
         file = self.folder / "run.json"
         draft = file.with_suffix(".tmp")
         with open(draft, "w", opener=private) as out:
             json.dump({"jobs": jobs, "store_url": store_url}, out)
+            out.flush()
+            os.fsync(out.fileno())
         draft.replace(file)
 
-    def _noted(self) -> dict[str, Any]:
+    def _noted(self) -> dict[str, Any] | None:
         try:
             return dict(json.loads((self.folder / "run.json").read_text()))
-        except (FileNotFoundError, ValueError):  # none yet, or torn when the machine stopped
-            return {}
+        except (FileNotFoundError, ValueError, TypeError):  # none yet, or torn when the machine stopped
+            return None
 
     def remove(self) -> None:
-        """Delete the folder with all that is in it."""
+        """Delete the folder with all that is in it; call this with the lock held.
+
+        The lock goes last: until then nobody can begin anew in what is being deleted.
+        """
         self.socket.unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for part in self.folder.iterdir():
+            if part.is_dir():
+                shutil.rmtree(part, ignore_errors=True)
+            elif part != self.lock:
+                part.unlink(missing_ok=True)
+        self.lock.unlink(missing_ok=True)
+        with suppress(OSError):  # somebody made it again meanwhile
+            self.folder.rmdir()
 
 
 def private(path: str, flags: int) -> int:

@@ -17,6 +17,7 @@
         ├── BadInput              a record cannot be read                 exit 4
         ├── JobFailed             the job ended without all its results   exit 1
         ├── WorkerStopped         a worker process gave up                exit 1
+        ├── EmbeddedServerDown    a private server does not start         exit 3
         ├── JobRefused            another store, or other weights         exit 3
         ├── UnreadableJob         another release made it, or a forger     exit 1
         ├── StoreFull             the job outgrows a redis:// store       exit 2
@@ -123,6 +124,12 @@ class JobFailed(Permanent):
 
 class WorkerStopped(Permanent):
     """A worker stopped before the job was done."""
+
+
+class EmbeddedServerDown(Permanent):
+    """The private server of an embedded run does not start."""
+
+    exit_code = 3
 
 
 class JobRefused(Permanent):

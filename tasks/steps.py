@@ -290,8 +290,10 @@ return get('state')
 RETRY = """
 local state = get('state')
 if state ~= 'done' and state ~= 'failed' or not get('total') then return {state or 'unknown', 0} end
+local chunks = #ARGV > 0 and ARGV or redis.call('SMEMBERS', failed)
+if state == 'done' and #chunks == 0 then return {state, 0} end
 local reopened = 0
-for _, chunk in ipairs(#ARGV > 0 and ARGV or redis.call('SMEMBERS', failed)) do
+for _, chunk in ipairs(chunks) do
   local note = redis.call('HGET', done, chunk)
   if note and not redis.call('ZSCORE', open, chunk) then
     count_record(note, -1)

@@ -13,6 +13,7 @@ import typer
 from producer.chunking import Chunk
 from producer.client import Client
 from producer.commands import options as shared
+from producer.commands.options import INTERRUPTED
 from producer.corpus import Opened, job_key, read_files
 from producer.estimate import estimate
 from producer.job import Job
@@ -36,9 +37,6 @@ _EXAMPLES = """
   penstock encode s3://bucket/corpus.jsonl.zst --model BAAI/bge-m3 --broker redis://queue:6379/0
   --store s3://bucket/penstock --detach
 """
-
-#: Exit status after Ctrl-C, as shells have it.
-INTERRUPTED = 130
 
 
 class Dtype(StrEnum):
@@ -168,7 +166,8 @@ def encode(  # noqa: PLR0913 - one parameter an option
     with _open(settings, run) as client:
         shown_id = None if id_field is None else f"field {id_field!r}"
         spec = client.spec(settings.model, how, new=new, key=corpus.key, on_error=fails, name=name, keep_fields=keep)
-        _say_which(client, spec)
+        if not _is_done(client, spec):
+            client.start_workers(str(settings.model))
         job = _submit_and_wait(client, spec, corpus, missing_id=shown_id, detach=detach)
         if job is None:
             _report_detached(client, spec, as_json=as_json)
@@ -211,22 +210,22 @@ def _open(settings: Settings, name: str) -> Iterator[Client]:
                 f"The same command is running already, in {run.folder}. `penstock jobs` shows how far it is."
             )
         shared.err.print(f"state: {run.folder}", markup=False)
-        client.start_workers(str(settings.model))
         yield client
 
 
-def _say_which(client: Client, spec: JobSpec) -> None:
-    """Print the id of a job, and that it is an older one if it is."""
+def _is_done(client: Client, spec: JobSpec) -> bool:
+    """Print the id of a job, and that it is an older one if it is. Returns whether that has all its results."""
     try:
         status = client.ledger.status(spec.job)
     except UnknownJob:
         shared.err.print(f"job: {spec.job}", markup=False)
-        return
+        return False
     shared.err.print(
         f"job: {spec.job} of the same command is continued ({status.state}, {status.rows_done:,} rows done); --new "
         "starts afresh",
         markup=False,
     )
+    return status.state == "done"
 
 
 def _submit_and_wait(

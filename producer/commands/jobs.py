@@ -14,11 +14,13 @@ from rich.table import Table
 
 from producer.client import Client
 from producer.commands import options as shared
+from producer.commands.options import INTERRUPTED
 from producer.job import Job, troubles
 from producer.runs import runs
 from producer.summary import print_summary, summary
 from producer.writers import check_out
 from tasks.errors import JobFailed, UsageError
+from tasks.records import JobStatus
 from tasks.settings import Settings
 
 #: Failed rows that `penstock status` names.
@@ -97,11 +99,7 @@ def wait(
     with shared.client_of(job, broker, store) as client:
         found = client.job(job)
         _work_on(client, found)
-        try:
-            final = found.wait(progress=True)
-        except KeyboardInterrupt:
-            shared.err.print(f"penstock: `penstock wait {job}` comes back to this job.", markup=False)
-            raise typer.Exit(130) from None
+        final = _follow(found)
         result = summary(final, out=[], seconds=time.monotonic() - started, workers=len(found.slots()))
     _print(result, as_json=as_json)
     if final.failed_rows:
@@ -124,6 +122,8 @@ def collect(
         written = found.collect(out, overwrite=overwrite)
         result = summary(found.status(), out=written, seconds=time.monotonic() - started, workers=0)
     _print(result, as_json=as_json)
+    if result["failed_rows"]:
+        raise typer.Exit(JobFailed.exit_code)
 
 
 def cancel(
@@ -134,8 +134,7 @@ def cancel(
 ) -> None:
     """End a job; it stays ended."""
     with shared.client_of(job, broker, store) as client:
-        state = client.job(job).cancel()
-        client.note_collected(job)  # an embedded run's state folder goes with it
+        state = client.job(job).cancel()  # whoever runs the server of an embedded job drops its state folder then
     if as_json:
         shared.print_json({"job": job, "state": state})
     else:
@@ -151,15 +150,19 @@ def retry(
     """Run the chunks with failed rows again; an embedded run does so at once."""
     with shared.client_of(job, broker, store) as client:
         found = client.job(job)
-        chunks = found.retry()
-        if client.is_embedded:
-            _work_on(client, found)
-            found.wait(progress=True)
+        is_running = found.status().state == "running"
+        if is_running and not client.is_embedded:
+            raise UsageError(f"Job {job} is running already: `penstock wait {job}` follows it.")
+        chunks = 0 if is_running else found.retry()
         status = found.status()
+        if client.is_embedded and status.state == "running":
+            _work_on(client, found)
+            status = _follow(found)
     if as_json:
         shared.print_json({"job": job, "state": status.state, "chunks_retried": chunks})
     else:
-        shared.out.print(f"{job}: {chunks} chunks run again; it is {status.state}", markup=False)
+        what = "followed" if is_running else f"{chunks} chunks run again" if chunks else "nothing failed"
+        shared.out.print(f"{job}: {what}; it is {status.state}", markup=False)
     if status.failed_rows:
         raise typer.Exit(JobFailed.exit_code)
 
@@ -191,9 +194,9 @@ def open_clients(settings: Settings) -> Iterator[tuple[str, Client]]:
             yield client.ledger.where, client
         return
     for run in runs(settings.state_dir):
-        if run.jobs():
-            with Client.embedded(run=run, settings=settings) as client:
-                yield str(run.folder), client
+        if (run.jobs() or run.has_lost_note) and (opened := shared.open_run(run, settings)):
+            with opened:
+                yield str(run.folder), opened
 
 
 def _work_on(client: Client, job: Job) -> None:
@@ -206,6 +209,15 @@ def _work_on(client: Client, job: Job) -> None:
             "command again to go on."
         )
     client.start_workers(str(job.spec.model))
+
+
+def _follow(job: Job) -> JobStatus:
+    """Wait for the end of a job; Ctrl-C leaves it."""
+    try:
+        return job.wait(progress=True)
+    except KeyboardInterrupt:
+        shared.err.print(f"penstock: `penstock wait {job.id}` comes back to this job.", markup=False)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _described(job: Job) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -11,8 +12,10 @@ import typer
 from rich.console import Console
 
 from producer.client import Client
-from producer.runs import find_run
-from tasks.errors import UnknownJob
+from producer.runs import Run, find_run, runs
+from producer.terminal import say
+from tasks.errors import PenstockError, UnknownJob, UsageError
+from tasks.redaction import redact
 from tasks.settings import Settings
 
 Broker = Annotated[
@@ -76,6 +79,8 @@ TrustRemoteCode = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job id, as `penstock jobs` lists it.")]
 
+#: Exit status after Ctrl-C, as shells have it.
+INTERRUPTED = 130
 #: Results go to stdout, everything else to stderr.
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -100,11 +105,39 @@ def client_of(job: str, broker: str | None, store: str | None) -> Iterator[Clien
         with Client(settings=settings) as client:
             yield client
         return
-    run = find_run(settings.state_dir, job)
+    run = find_run(settings.state_dir, job) or _find_without_note(settings, job)
     if run is None:
         raise UnknownJob(
             f"No job {job!r}: no broker is configured (--broker, PENSTOCK_BROKER_URL), and no embedded run in "
             f"{settings.state_dir} knows it. `penstock jobs` lists those that there are."
         )
-    with Client.embedded(run=run, state_dir=settings.state_dir) as client:
+    if store not in {None, os.environ.get("PENSTOCK_STORE_URL")}:
+        _check_store(run, job, settings.store_url)
+    with Client.embedded(run=run, settings=settings) as client:
         yield client
+
+
+def open_run(run: Run, settings: Settings) -> Client | None:
+    """Open an embedded run, or say why it cannot be opened: others may be."""
+    try:
+        return Client.embedded(run=run, settings=settings)
+    except PenstockError as exc:
+        say(str(exc))
+        return None
+
+
+def _find_without_note(settings: Settings, job: str) -> Run | None:
+    """Return the run of a job among those whose note was lost; opening a run writes it again."""
+    for run in runs(settings.state_dir):
+        if run.has_lost_note and (client := open_run(run, settings)):
+            with client:
+                is_found = job in client.ledger.jobs()
+            if is_found:
+                return run
+    return None
+
+
+def _check_store(run: Run, job: str, store: str | None) -> None:
+    """Raise UsageError if --store is not the run's; the environment's is for new jobs."""
+    if store is not None and store != run.store_url():
+        raise UsageError(f"Job {job} lives in {redact(run.store_url())}, not in {redact(store)}: leave out --store.")

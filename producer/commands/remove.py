@@ -11,9 +11,10 @@ import typer
 from producer.client import Client
 from producer.commands import options as shared
 from producer.commands.jobs import open_clients
-from producer.removal import Freed, jobs_ended_before, parse_duration, remove
+from producer.removal import Freed, jobs_ended_before, parse_duration, remove, remove_run
+from producer.runs import Run
 from producer.terminal import say
-from tasks.errors import PenstockError, Permanent, UsageError
+from tasks.errors import EmbeddedServerDown, PenstockError, Permanent, UsageError
 from tasks.settings import Settings
 
 _EXAMPLES = """
@@ -53,16 +54,16 @@ def remove_jobs(
     age_s = parse_duration(ended_before) if ended_before is not None else None
     freed: list[Freed] = []
     failed: list[PenstockError] = []
-    for client, job in _named(jobs or [], broker, store, failed) if age_s is None else _aged(settings, age_s):
+    for where, job in _named(jobs or [], broker, store, failed) if age_s is None else _aged(settings, age_s):
         try:
-            _check_owner(client, job)
-            freed.append(remove(client, job, dry_run=dry_run))
+            freed.append(_remove(where, job, jobs or [], dry_run=dry_run))
         except Permanent as exc:
             failed.append(exc)
             continue
         if not as_json:
             shared.out.print(f"{job}: {_amount(freed[-1].objects, freed[-1].size_bytes)}", markup=False)
-    _report(freed, dry_run=dry_run, as_json=as_json)
+    if freed or not failed:
+        _report(freed, dry_run=dry_run, as_json=as_json)
     for fault in failed[:-1]:
         say(str(fault))
     if failed:
@@ -71,24 +72,30 @@ def remove_jobs(
 
 def _named(
     jobs: list[str], broker: str | None, store: str | None, failed: list[PenstockError]
-) -> Iterator[tuple[Client, str]]:
+) -> Iterator[tuple[Client | Run, str]]:
     for job in jobs:
         try:
             with shared.client_of(job, broker, store) as client:
                 yield client, job
+        except EmbeddedServerDown as exc:
+            say(str(exc))
+            yield exc.data["run"], job
         except UsageError as exc:  # no run knows it
             failed.append(exc)
 
 
-def _aged(settings: Settings, age_s: float) -> Iterator[tuple[Client, str]]:
+def _aged(settings: Settings, age_s: float) -> Iterator[tuple[Client | Run, str]]:
     for _, client in open_clients(settings):
         for job in jobs_ended_before(client, age_s):
             yield client, job
 
 
-def _check_owner(client: Client, job: str) -> None:
-    if client.is_embedded and not client.is_owner:
+def _remove(where: Client | Run, job: str, named: list[str], *, dry_run: bool) -> Freed:
+    if isinstance(where, Run):
+        return remove_run(where, job, named, dry_run=dry_run)
+    if where.is_embedded and not where.is_owner:
         raise UsageError(f"Another command is at work on the run of job {job}: end it first.")
+    return remove(where, job, dry_run=dry_run)
 
 
 def _report(freed: list[Freed], *, dry_run: bool, as_json: bool) -> None:

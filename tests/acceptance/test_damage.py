@@ -56,8 +56,8 @@ def test_an_embedded_collect_starts_workers_for_a_damaged_result(shell: Shell) -
     assert not run.exists()
 
 
-def test_an_input_that_is_gone_too_ends_the_job_by_name(cluster: Cluster) -> None:
-    """Only the corpus has those rows: one line says so, and the same command begins anew."""
+def test_an_input_that_is_gone_too_is_named_and_leaves_the_job_as_it_is(cluster: Cluster) -> None:
+    """Only the corpus has those rows: one line says so, and the same command with --new begins anew."""
     shell, store = cluster.shell, cluster.shell.folder / "shared"
     shell.write("corpus.txt", texts(20))
     cluster.start_worker("fake", processes=1)
@@ -66,7 +66,8 @@ def test_an_input_that_is_gone_too_ends_the_job_by_name(cluster: Cluster) -> Non
     hurt(store, job, 1, "missing")
     (store / f"jobs/{job}/input/00000001.arrow").unlink()
     done = shell.run("collect", job, "--out", "v.npy", code=1)
-    assert "00000001.arrow is missing" in done.stderr
+    assert "00000001.arrow is missing or damaged too" in done.stderr
+    assert shell.json("status", job)["state"] == "done"
     assert not (shell.folder / "v.npy").exists()
-    assert shell.json(*command, "--out", "v.npy")["job"] != job
+    assert shell.json(*command, "--new", "--out", "v.npy")["job"] != job
     np.testing.assert_array_equal(np.load(shell.folder / "v.npy"), np.load(shell.folder / "reference.npy"))

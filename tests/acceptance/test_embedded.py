@@ -70,6 +70,18 @@ def test_without_out_the_results_wait_for_collect(shell: Shell) -> None:
     assert runs_of(shell) == []
 
 
+def test_the_same_command_on_a_job_that_is_done_starts_no_workers(shell: Shell) -> None:
+    """There is nothing for them to do."""
+    shell.write("corpus.txt", texts(10))
+    command = ("encode", "corpus.txt", "--model", "fake", "--workers", 1)
+    assert shell.json(*command)["workers"] == 1
+    (log,) = [run / "worker.log" for run in runs_of(shell)]
+    log.unlink()
+    again = shell.json(*command)
+    assert again["state"] == "done"
+    assert not log.exists()
+
+
 def test_dry_run_counts_and_submits_nothing(shell: Shell) -> None:
     """Rows, chunks, bytes and estimates, and no state folder."""
     shell.write("corpus.txt", texts(50))

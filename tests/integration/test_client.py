@@ -11,11 +11,12 @@ import pytest
 
 from producer import Client, submission
 from producer import job as job_module
+from producer.commands.jobs import retry
 from producer.job import Job
 from producer.removal import remove
 from tasks import broker, keys
 from tasks.chunk import run_chunk
-from tasks.errors import StoreUnavailable, UnknownJob, UsageError
+from tasks.errors import DamagedObject, StoreUnavailable, UnknownJob, UsageError
 from tasks.limits import TimeLimits
 from tasks.messages import Ticket
 from tasks.pulse import Pulse
@@ -245,6 +246,34 @@ def test_two_that_collect_a_damaged_result_share_the_work(client, corpus, valkey
         np.testing.assert_array_equal(vectors, expected)
     (again,) = client.ledger.recorded(job.id, 1, 1)
     assert again.token > record.token
+
+
+def test_a_damaged_result_whose_input_is_damaged_too_leaves_the_job_as_it_is(client, corpus):
+    """The other results stay readable, and the line says what to do."""
+    job = client.encode(corpus, model=MODEL)
+    work(client, job)
+    (record,) = client.ledger.recorded(job.id, 1, 1)
+    client.store.delete(keys.result_path(job.id, 1, record.token))
+    client.store.put(keys.input_path(job.id, 1), b"torn")
+    with pytest.raises(DamagedObject, match=r"chunk 1 of .* --new"):
+        job.vectors()
+    assert (job.status().state, job.status().recorded) == ("done", 3)
+
+
+def test_a_job_without_failed_rows_is_not_opened_again(client, corpus):
+    """There is nothing to run again, and nobody would end the job."""
+    job = client.encode(corpus, model=MODEL)
+    work(client, job)
+    before = job.status()
+    assert job.retry() == 0
+    assert job.status() == before
+
+
+def test_a_retry_of_a_job_that_runs_names_the_command_that_follows_it(client, corpus, valkey):
+    """Nothing is to be run again yet."""
+    job = client.encode(corpus, model=MODEL)
+    with pytest.raises(UsageError, match=f"penstock wait {job.id}"):
+        retry(job.id, valkey, client.store.url)
 
 
 def test_a_job_that_the_store_could_rebuild_is_not_removed_as_a_rest(client, corpus, valkey):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -12,10 +13,12 @@ import psutil
 import pytest
 import redis
 
-from producer.embedded import EmbeddedServer
+from producer import embedded
+from producer.embedded import MOST_STARTS, EmbeddedServer
 from producer.runs import Run, find_run, runs
-from tasks import lifeline
+from tasks import backoff, lifeline
 from tasks.broker import redis_url
+from tasks.errors import EmbeddedServerDown
 from tests.conftest import wait_until
 
 PATIENCE_S = 20.0
@@ -183,3 +186,66 @@ def test_a_server_that_is_ended_while_it_is_down_stays_down(run: Run, caplog: py
     owner.stop()
     assert not owner._answers()
     assert not owner.is_owner
+
+
+def test_a_folder_that_is_removed_while_another_command_begins_in_it_is_made_again(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock that the second one opened is nobody's any more when it gets it."""
+    first, second = EmbeddedServer(run), EmbeddedServer(run)
+    first.start()
+    lock = fcntl.flock
+
+    def end_first_then_lock(file: int, how: int) -> None:
+        monkeypatch.undo()
+        first.stop(removes=True)
+        lock(file, how)
+
+    monkeypatch.setattr(embedded.fcntl, "flock", end_first_then_lock)
+    second.start()
+    assert second.is_owner
+    third = EmbeddedServer(run)
+    third.start()
+    assert not third.is_owner
+    assert (run.folder / "store").is_dir()
+    second.stop(removes=True)
+    assert not run.folder.exists()
+
+
+def test_a_server_that_cannot_start_again_is_given_up_by_name(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a few starts without an answer, with its folder and what it said last."""
+    monkeypatch.setattr(backoff, "FIRST_S", 0.0)
+    owner = EmbeddedServer(run)
+    owner.start()
+    owner.check()
+    monkeypatch.setattr(embedded, "server_binary", lambda: "/bin/false")
+    server_of(owner).kill()
+
+    def is_given_up() -> str:
+        try:
+            owner.check()
+        except EmbeddedServerDown as exc:
+            return str(exc)
+        return ""
+
+    said = wait_until(is_given_up, "it is given up", PATIENCE_S)
+    assert f"{MOST_STARTS} new starts failed" in said
+    assert str(run.folder) in said
+    owner.stop()
+
+
+def test_a_fault_of_the_keeper_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing ends in a thread without a word."""
+    monkeypatch.setattr(backoff, "FIRST_S", 0.0)
+    owner = EmbeddedServer(run)
+    owner.start()
+
+    def fail() -> str:
+        raise OSError
+
+    monkeypatch.setattr(embedded, "server_binary", fail)
+    server_of(owner).kill()
+    wait_until(lambda: owner._trouble, "the fault is noted", PATIENCE_S)
+    with pytest.raises(EmbeddedServerDown, match="not looked after"):
+        owner.check()
+    owner.stop()

@@ -151,7 +151,7 @@ def test_a_wrong_option_is_a_usage_error(client: Client) -> None:
 
 
 def test_without_a_broker_the_cluster_client_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The line names the setting and the alternative."""
+    """The line names the option and the setting."""
     monkeypatch.delenv("PENSTOCK_BROKER_URL", raising=False)
-    with pytest.raises(UsageError, match=r"Client\.embedded"):
+    with pytest.raises(UsageError, match="--broker"):
         Client()
