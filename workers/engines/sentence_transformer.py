@@ -38,9 +38,7 @@ class SentenceTransformerEncoder:
         ModelNotFound: the model's files are not there, cannot be read, or cannot count tokens.
     """
 
-    def __init__(
-        self, spec: ModelSpec, device: str, max_batch_tokens: int, *, trust_remote_code: bool = False
-    ) -> None:
+    def __init__(self, spec: ModelSpec, device: str, max_batch_tokens: int, *, trust_remote_code: bool = False) -> None:
         place = weights.locate(spec)
         weights.verify(spec)
         try:
