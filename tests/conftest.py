@@ -34,9 +34,7 @@ DEADLINE_S = 20.0
 POLL_S = 0.001
 
 
-def wait_until(
-    is_true: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S, poll_s: float = POLL_S
-) -> Any:
+def wait_until(is_true: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S, poll_s: float = POLL_S) -> Any:
     """Look until something is true and return it; fail the test when the deadline passes."""
     deadline = time.monotonic() + deadline_s
     while not (found := is_true()):
