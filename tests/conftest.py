@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import logging
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -23,6 +24,11 @@ from tasks.ledger import Ledger
 from tasks.messages import EncodeOptions, JobSpec, ModelSpec
 
 pytest.register_assert_rewrite("tests.contracts")
+
+# A shell starts its background commands with these ignored, and whatever the tests start would inherit that.
+for _number in (signal.SIGINT, signal.SIGQUIT):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.SIG_DFL)
 
 # The same examples in every run: a red build is red again at the desk.
 hypothesis.settings.register_profile("penstock", deadline=None, derandomize=True)
