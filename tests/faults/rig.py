@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -262,8 +261,3 @@ def open_rig(folder: Path, expected: pa.Table, store_url: str, environment: dict
 def now() -> float:
     """Return the time as the broker's host has it, which is this one."""
     return time.time()
-
-
-def send(pid: int, number: signal.Signals) -> None:
-    """Send a signal to a process of the test."""
-    psutil.Process(pid).send_signal(number)

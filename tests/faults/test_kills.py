@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-import signal
 import threading
+
+import psutil
 
 from tests.faults.accounting import FLAWLESS
 from tests.faults.conftest import by_size
 from tests.faults.proxy import Link, Trap, Verdict
-from tests.faults.rig import Rig, now, send, wait_until
-from tests.faults.steps import evalsha
+from tests.faults.rig import Rig, now, wait_until
+from tests.faults.steps import chunk_of, evalsha
 
 
 def test_the_reconciler_brings_back_a_chunk_whose_ticket_died_with_its_node(rig: Rig) -> None:
@@ -59,25 +60,36 @@ def test_a_chunk_longer_than_all_time_limits_runs_once(rig: Rig) -> None:
 
 def test_a_slot_that_wakes_up_after_its_lease_records_nothing(rig: Rig) -> None:
     """SIGSTOP for longer than the lease, then SIGCONT: another slot finished the chunk, and its result stays."""
-    rig.need_worker()
     for _ in range(by_size(1, 5)):
-        job = rig.submit(200)
-        rig.wait_for_record(job)
-        slot = rig.working_slot(job)
-        send(slot.pid, signal.SIGSTOP)
-        since = now()
-        chunk = int(rig.ledger.workforce.named([slot.slot])[0].claim.split()[1])
-        wait_until(lambda job=job, chunk=chunk: rig.is_recorded(job, chunk), "another slot finished its chunk")
+        rig.need_worker()
+        oversleep(rig)
+
+
+def oversleep(rig: Rig) -> None:
+    """Run a job in which a slot is stopped as it has got a lease, until another slot did the chunk."""
+    stopped: list[tuple[psutil.Process, int]] = []
+
+    def stop(link: Link, _: bytes) -> Verdict:
+        process = rig.owner(link)
+        process.suspend()
+        stopped.append((process, chunk_of(link.request)))
+        return Verdict.FORWARD
+
+    rig.proxy.set(Trap(evalsha("claim"), stop, reply=b"leased"))
+    job = rig.submit(200)
+    process, chunk = wait_until(lambda: stopped, "a slot is stopped")[0]
+    since = now()
+    try:
+        wait_until(lambda: rig.is_recorded(job, chunk), "another slot finished its chunk")
         recovery_s = now() - since
         (record,) = rig.ledger.recorded(job, chunk, 1)
-        send(slot.pid, signal.SIGCONT)
-        assert (
-            rig.settle("slot stopped for longer than its lease, then continued", job, recoveries_s=[recovery_s])
-            == FLAWLESS
-        )
-        assert rig.ledger.recorded(job, chunk, 1) == [record]
-        status = rig.ledger.status(job)
-        assert (status.recorded, status.rows_done) == (20, 200)
+    finally:
+        process.resume()
+    fault = "slot stopped for longer than its lease, then continued"
+    assert rig.settle(fault, job, recoveries_s=[recovery_s]) == FLAWLESS
+    assert rig.ledger.recorded(job, chunk, 1) == [record]
+    status = rig.ledger.status(job)
+    assert (status.recorded, status.rows_done) == (20, 200)
 
 
 def test_a_record_that_comes_after_another_slots_is_refused(rig: Rig) -> None:

@@ -22,7 +22,7 @@ from tests.faults.rig import HUNG_S, SLOW, TIMES, Rig, now, wait_until
 SEED = 2026
 KILLS = by_size(5, 50)
 #: Rows that are done between two kills, at most.
-ROWS_PER_KILL = 150
+ROWS_PER_KILL = by_size(100, 150)
 #: Chunks that may be recorded after a kill because they were finished by then.
 IN_FLIGHT = 2
 
