@@ -83,7 +83,7 @@ def test_a_disk_that_refuses_is_one_line_with_a_remedy(store, tmp_path, monkeypa
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as context:
-        context.setattr(os if when == "fsync" else Path, when, refuse)
+        context.setattr(Path if when == "replace" else os, when, refuse)
         with pytest.raises(StoreUnavailable) as caught:
             store.put(KEY, b"newer and longer")
     assert str(caught.value).endswith(f"failed on {KEY}: {os.strerror(number)}.{' ' * bool(remedy)}{remedy}")
