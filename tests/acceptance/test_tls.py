@@ -5,6 +5,7 @@ The server that penstock brings along has no TLS, so a proxy before it ends the 
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 import threading
@@ -120,7 +121,8 @@ def test_a_whole_job_runs_over_tls(guarded: Guarded) -> None:
     [
         ({"PENSTOCK_BROKER_TLS_CA": "other.pem"}, "self-signed certificate in certificate chain"),
         ({"PENSTOCK_BROKER_TLS_CA": ""}, "self-signed certificate in certificate chain"),
-        ({"PENSTOCK_BROKER_TLS_CERT": ""}, "certificate required"),
+        # The server's reason may be overtaken by the end of the connection.
+        ({"PENSTOCK_BROKER_TLS_CERT": ""}, "certificate required|it was cut. Check broker_tls_ca, broker_tls_cert"),
         ({"PENSTOCK_BROKER_TLS_CA": "missing.pem"}, "No such file"),
         ({"PENSTOCK_BROKER_URL": "rediss://127.0.0.1:{port}/0"}, "IP address mismatch"),
         ({"PENSTOCK_BROKER_URL": "redis://localhost:{port}/0"}, "are for rediss://"),
@@ -137,5 +139,5 @@ def test_what_is_wrong_with_tls_is_one_line(guarded: Guarded, changes: dict[str,
             del shell.environment[name]
     done = shell.run("jobs", code=2 if "are for" in why else 3)
     (line,) = done.stderr.splitlines()
-    assert why in line
+    assert re.search(why, line)
     assert done.stdout == ""
