@@ -93,6 +93,9 @@ def join(parts: Sequence[Encoded]) -> Encoded:
         truncated=np.concatenate([part.truncated for part in parts]),
         errors=[error for part in parts for error in part.errors],
         padded_tokens=sum(part.padded_tokens for part in parts),
+        duplicate_rows=sum(part.duplicate_rows for part in parts),
+        cached_rows=sum(part.cached_rows for part in parts),
+        memory_splits=sum(part.memory_splits for part in parts),
         tokenise_s=sum(part.tokenise_s for part in parts),
         model_s=sum(part.model_s for part in parts),
     )

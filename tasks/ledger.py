@@ -118,7 +118,7 @@ class Ledger:
 
     def record(self, lease: Lease, receipt: Receipt) -> tuple[str, list[int]]:
         """Record a stored result. Returns the outcome (``recorded`` or why not) and the tickets to publish."""
-        seconds = (receipt.read_s, receipt.tokenise_s, receipt.model_s, receipt.write_s)
+        seconds = (receipt.read_s, receipt.tokenise_s, receipt.model_s, receipt.write_s, receipt.idle_s)
         outcome, *tickets = self._run(
             "record",
             lease.spec,

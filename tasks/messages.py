@@ -115,6 +115,7 @@ class EncodeOptions(Message):
         prompt_name: name of a prompt that the model brings along.
         max_tokens: tokens of a record that are fed at most; the model's own limit if less.
         vector_dtype: type of the stored vector.
+        reproducible: the same row gives the same bits, whatever chunk and batch it is in; slower.
     """
 
     normalize: bool = False
@@ -123,6 +124,7 @@ class EncodeOptions(Message):
     prompt_name: Line | None = None
     max_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     vector_dtype: VectorDtype = "float32"
+    reproducible: bool = False
 
     @classmethod
     def of(cls, **values: Any) -> EncodeOptions:
@@ -191,9 +193,17 @@ class Receipt(Message):
         rows: rows of the chunk, those with an error included.
         failed_rows: rows with an error.
         truncated_rows: rows whose text was longer than the model takes.
-        tokens: tokens fed to the model.
-        padded_tokens: the same with padding: what the model computed.
-        read_s: seconds of reading the chunk input; tokenise_s, model_s, write_s likewise.
+        tokens: tokens of its rows, as far as the model takes them.
+        padded_tokens: tokens that went through the model, padding included.
+        duplicate_rows: rows that took the vector of an equal text in the chunk.
+        cached_rows: rows whose vector came from the cache.
+        memory_splits: batches that were halved because the device had no memory for them.
+        batch_tokens: the token budget of a batch at the end.
+        loads: times that the process has loaded the weights: 1.
+        started_s: Unix time of the claim, by the slot's clock.
+        wall_s: seconds from there until the result was ready to be written.
+        idle_s: seconds without model work since the slot's last chunk of the same job, or since the claim.
+        read_s: seconds of reading the chunk input; tokenise_s, model_s, write_s likewise. They may overlap.
         slot: who did it.
         weights: content fingerprint of the slot's model.
         dim: length of a vector.
@@ -205,6 +215,14 @@ class Receipt(Message):
     truncated_rows: Count = 0
     tokens: Count = 0
     padded_tokens: Count = 0
+    duplicate_rows: Count = 0
+    cached_rows: Count = 0
+    memory_splits: Count = 0
+    batch_tokens: Count = 0
+    loads: Count = 0
+    started_s: Seconds = 0.0
+    wall_s: Seconds = 0.0
+    idle_s: Seconds = 0.0
     read_s: Seconds = 0.0
     tokenise_s: Seconds = 0.0
     model_s: Seconds = 0.0

@@ -22,8 +22,11 @@ class Encoded:
         truncated: (n,) bool: the text had more tokens than were fed.
         errors: a sentence per row that has no vector, else None.
         padded_tokens: tokens that went through the model, padding included.
+        duplicate_rows: rows that took the vector of an equal text.
+        cached_rows: rows whose vector came from the cache.
+        memory_splits: batches that were halved because the device had no memory for them.
         tokenise_s: seconds of tokenising.
-        model_s: seconds in the model.
+        model_s: seconds in the model; tokenising may overlap with them.
     """
 
     vectors: np.ndarray
@@ -31,6 +34,9 @@ class Encoded:
     truncated: np.ndarray
     errors: list[str | None] = field(default_factory=list)
     padded_tokens: int = 0
+    duplicate_rows: int = 0
+    cached_rows: int = 0
+    memory_splits: int = 0
     tokenise_s: float = 0.0
     model_s: float = 0.0
 

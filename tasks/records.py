@@ -9,6 +9,9 @@ from tasks.errors import JobFailed
 from tasks.journal import Journal
 from tasks.messages import JobSpec, Receipt
 
+#: What the seconds of a chunk are told for; ``idle`` is the time without model work.
+STAGES = ("read", "tokenise", "model", "write", "idle")
+
 
 @dataclass(frozen=True)
 class Lease:
@@ -81,6 +84,8 @@ class JobStatus:
     truncated_rows: int
     tokens: int
     padded_tokens: int
+    duplicate_rows: int
+    cached_rows: int
     dim: int
     weights: str
     created_ms: int
@@ -107,13 +112,13 @@ def write_record(token: int, receipt: Receipt) -> str:
     """Write the ledger's note on a recorded chunk."""
     return (
         f"{token} {receipt.rows} {receipt.failed_rows} {receipt.truncated_rows} {receipt.tokens} "
-        f"{receipt.padded_tokens} {receipt.size_bytes} {receipt.crc32}"
+        f"{receipt.padded_tokens} {receipt.duplicate_rows} {receipt.cached_rows} {receipt.size_bytes} {receipt.crc32}"
     )
 
 
 def read_record(chunk: int, note: str) -> Recorded:
     """Read the ledger's note on a recorded chunk."""
-    token, rows, failed, _truncated, _tokens, _padded, size, crc32 = map(int, note.split())
+    token, rows, failed, *_, size, crc32 = map(int, note.split())
     return Recorded(chunk, token, rows, failed, size, crc32)
 
 
@@ -137,11 +142,13 @@ def read_status(spec: JobSpec, fields: dict[str, str]) -> JobStatus:
         truncated_rows=number("truncated_rows"),
         tokens=number("tokens"),
         padded_tokens=number("padded_tokens"),
+        duplicate_rows=number("duplicate_rows"),
+        cached_rows=number("cached_rows"),
         dim=number("dim"),
         weights=fields.get("weights", ""),
         created_ms=number("created_ms"),
         finished_ms=number("finished_ms"),
         work_s=max(0, number("last_record_ms") - number("first_claim_ms")) / 1000,
-        seconds={stage: float(fields.get(f"{stage}_s", "0")) for stage in ("read", "tokenise", "model", "write")},
+        seconds={stage: float(fields.get(f"{stage}_s", "0")) for stage in STAGES},
         kept_types=json.loads(fields.get("kept_types", "{}")),
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -98,15 +98,32 @@ class Settings(BaseSettings):
     workers: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Embedded: slots in all, shared out among the devices. Default: as for a worker."
     )
-    processes_per_device: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Worker: slots per device. Default: one a GPU; on CPU one a core, capped by memory."
+    processes_per_device: Annotated[
+        Annotated[int, Field(ge=1)] | None, BeforeValidator(lambda value: None if value == "auto" else value)
+    ] = Field(
+        None,
+        description="Worker: slots per device. Default, or auto: on a CPU one a core, on a GPU as many as a model of that size "
+        "needs to keep it busy; capped by memory either way.",
     )
     threads_per_process: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Worker: compute threads of a slot. Default: the CPU's cores shared by its slots."
     )
     max_batch_tokens: Annotated[int, Field(ge=1)] | None = Field(
-        None,
-        description="Worker: tokens of a batch at most, padding included. Default: 1024 on CPU, 16384 on GPU.",
+        None, description="Worker: tokens of a batch at most, padding included. Default: found by probing the device."
+    )
+    memory_ratio: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.8, description="Worker: share of the device's memory that may be in use, other processes' included."
+    )
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
+        "auto", description="Worker: numbers that the model computes with. auto: fp32 on a CPU, bf16 or fp16 on a GPU."
+    )
+    backend: Literal["torch", "onnx", "openvino"] = Field(
+        "torch", description="Worker: what runs the model; onnx and openvino are for CPUs."
+    )
+    compile: bool = Field(False, description="Worker: compile the model with torch.compile; for long jobs.")
+    deduplicate: bool = Field(True, description="Worker: compute equal texts of a chunk once.")
+    cache_url: str | None = Field(
+        None, description="Worker: a folder or redis:// URL with vectors of texts that were encoded before."
     )
 
     log_format: Literal["plain", "json"] = Field("plain", description="Worker: plain log lines, or JSON ones.")
@@ -139,7 +156,7 @@ class Settings(BaseSettings):
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         """Show no password."""
         for name, value in super().__repr_args__():
-            yield name, redact(value) if name in {"broker_url", "store_url"} and value else value
+            yield name, redact(value) if name in {"broker_url", "store_url", "cache_url"} and value else value
 
     @classmethod
     def settings_customise_sources(

@@ -91,9 +91,11 @@ local function finish_when_complete()
 end
 
 -- Adds the counts of a recorded chunk to those of the job, or takes them back. Its note says: token rows failed
--- truncated tokens padded ...
+-- truncated tokens padded duplicate cached ...
 local function count_record(note, sign)
-  local fields, i = {'rows_done', 'failed_rows', 'truncated_rows', 'tokens', 'padded_tokens'}, 0
+  local fields, i = {
+    'rows_done', 'failed_rows', 'truncated_rows', 'tokens', 'padded_tokens', 'duplicate_rows', 'cached_rows'
+  }, 0
   for number in string.gmatch(note, '%S+') do
     if fields[i] then add(fields[i], text(0 + sign * tonumber(number))) end
     i = i + 1
@@ -204,7 +206,7 @@ redis.call('HDEL', journal, ARGV[1] .. ':why')
 return 1
 """
 
-#: ARGV chunk token note weights dim on_error read tokenise model write (s):
+#: ARGV chunk token note weights dim on_error read tokenise model write idle (s):
 #: a result is in the store. The first record of a chunk wins. Returns {outcome, ticket...} with outcome
 #: 'recorded', 'late' (another was first), 'weights' (other weights are pinned) or the state of a job that ended.
 RECORD = """
@@ -227,7 +229,7 @@ redis.call('HDEL', leases, chunk)
 redis.call('HDEL', attempts, chunk)
 redis.call('HDEL', journal, chunk, chunk .. ':now', chunk .. ':why', chunk .. ':stops', chunk .. ':condemned')
 count_record(ARGV[3], 1)
-for i, field in ipairs({'read_s', 'tokenise_s', 'model_s', 'write_s'}) do
+for i, field in ipairs({'read_s', 'tokenise_s', 'model_s', 'write_s', 'idle_s'}) do
   redis.call('HINCRBYFLOAT', job, field, ARGV[6 + i])
 end
 local failed_rows = note_failed(chunk, ARGV[3])

@@ -35,7 +35,6 @@ from tasks.signing import Signer
 from tasks.slot import Slot
 from tasks.store import open_store, store_id
 from tasks.workforce import SlotStatus
-from workers.batching import default_batch_tokens
 from workers.node import Watch
 from workers.serving import broker_url, model_spec
 
@@ -134,11 +133,10 @@ def _load(settings: Settings, pulse: Pulse) -> Slot:
     store = open_store(settings.store_url or url, redis_limit_bytes=settings.redis_store_limit_bytes)
     pulse.change(store_id=retry_transient(lambda: store_id(store), for_s=math.inf))
     device = "cpu" if pulse.status.device == "cpu" else "cuda"
-    budget = settings.max_batch_tokens or default_batch_tokens(device)
     # Last, because it takes longest; imported here, because the parent must not import torch.
     from workers.engines import load_encoder
 
-    encoder = load_encoder(spec, device, budget, trust_remote_code=settings.trust_remote_code)
+    encoder = load_encoder(spec, device, settings)
     limits = TimeLimits(settings.stall_s)
     with limits.rows(len(FIRST_TEXT) * FIRST_ROWS):  # so that a first pace is known
         encoder.encode([FIRST_TEXT] * FIRST_ROWS, EncodeOptions(), limits.batch)

@@ -94,6 +94,9 @@ def encode(  # noqa: PLR0913 - one parameter an option
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Text before each record.")] = None,
     prompt_name: Annotated[str | None, typer.Option(metavar="NAME", help="One of the model's own prompts.")] = None,
     max_tokens: Annotated[int | None, typer.Option(metavar="N", help="Tokens of a record at most.")] = None,
+    reproducible: Annotated[
+        bool, typer.Option("--reproducible", help="The same row gives the same bits in any chunk and batch; slower.")
+    ] = False,
     stdin_format: Annotated[
         str | None, typer.Option(metavar="EXT", help="What - holds: txt, jsonl, csv, tsv. Default: txt or jsonl.")
     ] = None,
@@ -116,6 +119,12 @@ def encode(  # noqa: PLR0913 - one parameter an option
     processes_per_device: shared.ProcessesPerDevice = None,
     threads_per_process: shared.ThreadsPerProcess = None,
     max_batch_tokens: shared.MaxBatchTokens = None,
+    memory_ratio: shared.MemoryRatio = None,
+    precision: shared.Precision = None,
+    backend: shared.Backend = None,
+    compile_model: shared.Compile = None,
+    deduplicate: shared.Deduplicate = None,
+    cache: shared.Cache = None,
     trust_remote_code: shared.TrustRemoteCode = None,
     as_json: shared.AsJson = False,
 ) -> None:
@@ -136,6 +145,12 @@ def encode(  # noqa: PLR0913 - one parameter an option
         threads_per_process=threads_per_process,
         workers=workers,
         max_batch_tokens=max_batch_tokens,
+        memory_ratio=memory_ratio,
+        precision=precision,
+        backend=backend,
+        compile=compile_model,
+        deduplicate=deduplicate,
+        cache_url=cache,
         trust_remote_code=trust_remote_code,
         model=model,
     )
@@ -152,6 +167,7 @@ def encode(  # noqa: PLR0913 - one parameter an option
         prompt=prompt,
         prompt_name=prompt_name,
         max_tokens=max_tokens,
+        reproducible=reproducible,
     )
     keep = tuple(field for field in keep_fields.split(",") if field)
     check_kept(keep)

@@ -51,12 +51,8 @@ Devices = Annotated[
     typer.Option("--devices", metavar="LIST", help="cpu, cuda (all), cuda:0,cuda:1. Default: the GPUs, else the CPU."),
 ]
 ProcessesPerDevice = Annotated[
-    int | None,
-    typer.Option(
-        "--processes-per-device",
-        metavar="N",
-        help="Slots per device. Default: one a GPU; on CPU one a core, capped by memory.",
-    ),
+    str | None,
+    typer.Option("--processes-per-device", metavar="N|auto", help="Slots per device.", show_default="auto"),
 ]
 ThreadsPerProcess = Annotated[
     int | None,
@@ -69,7 +65,37 @@ MaxBatchTokens = Annotated[
     typer.Option(
         "--max-batch-tokens",
         metavar="N",
-        help="Tokens of a batch at most, padding included. Default: 1024 on CPU, 16384 on GPU.",
+        help="Tokens of a batch at most, padding included. Default: found by probing the device.",
+    ),
+]
+MemoryRatio = Annotated[
+    float | None,
+    typer.Option(
+        "--memory-ratio", metavar="R", help="Share of the device's memory that may be in use.", show_default="0.8"
+    ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option("--precision", metavar="P", help="fp32, fp16, bf16 or auto: fp32 on CPU, else bf16 or fp16."),
+]
+Backend = Annotated[
+    str | None,
+    typer.Option("--backend", metavar="B", help="torch, onnx or openvino; the latter two are for CPUs."),
+]
+Compile = Annotated[
+    bool | None,
+    typer.Option("--compile/--no-compile", help="Compile the model with torch.compile; for long jobs."),
+]
+Deduplicate = Annotated[
+    bool | None,
+    typer.Option("--deduplicate/--no-deduplicate", help="Compute equal texts of a chunk once. Default: do."),
+]
+Cache = Annotated[
+    str | None,
+    typer.Option(
+        "--cache",
+        metavar="DIR|URL",
+        help="Folder or redis:// URL that keeps vectors, so that a text is computed once across chunks and jobs.",
     ),
 ]
 TrustRemoteCode = Annotated[

@@ -23,6 +23,7 @@ from producer.runs import Run
 from tasks import broker
 from tasks.ledger import Ledger
 from tasks.messages import EncodeOptions, ModelSpec
+from tasks.settings import Settings
 from workers.engines import load_encoder
 
 #: Seconds that anything in these tests may take before it counts as hung.
@@ -131,7 +132,7 @@ def texts(count: int) -> list[str]:
 
 def fake_vectors(records: list[str]) -> np.ndarray:
     """Return the vectors that the fake engine gives for texts, without any process or fault."""
-    return load_encoder(ModelSpec.parse("fake"), "cpu", 1024).encode(records, EncodeOptions()).vectors
+    return load_encoder(ModelSpec.parse("fake"), "cpu", Settings()).encode(records, EncodeOptions()).vectors
 
 
 @pytest.fixture

@@ -834,7 +834,8 @@ class LedgerContract:
         assert (status.recorded, status.rows_done, status.failed_rows) == (2, 20, 4)
         assert (status.truncated_rows, status.tokens, status.padded_tokens) == (4, 180, 200)
         assert (status.dim, status.weights) == (4, "w1")
-        assert status.seconds == pytest.approx({"read": 1.6, "tokenise": 0.4, "model": 0.6, "write": 0.8})
+        assert status.seconds == pytest.approx({"read": 1.6, "tokenise": 0.4, "model": 0.6, "write": 0.8, "idle": 1.0})
+        assert (status.duplicate_rows, status.cached_rows) == (6, 2)
         assert 0 <= status.work_s < 20
         assert abs(status.created_ms - now_ms(desk.ledger)) < 20_000
 

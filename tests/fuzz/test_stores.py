@@ -113,7 +113,7 @@ def site(valkey, tmp_path, monkeypatch) -> Iterator[Site]:
         status = slot_status(queue=queue, store_id=client.store_id, model=MODEL)
         ledger = Ledger(connection, valkey)
         pulse = Pulse(ledger, settings, status)
-        encoder = FakeEncoder(MODEL, 100)
+        encoder = FakeEncoder(MODEL, Settings(max_batch_tokens=100))
         slot = Slot(settings, ledger, client.store, client.app, encoder, pulse, TimeLimits(settings.stall_s))
         here = Site(tmp_path, valkey, client, slot)
         for name in ("publish", "publish_or_leave"):

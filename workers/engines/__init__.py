@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from tasks.messages import ModelSpec
 from tasks.ports import Encoder
+from tasks.settings import Settings
 
 
-def load_encoder(spec: ModelSpec, device: str, max_batch_tokens: int, *, trust_remote_code: bool = False) -> Encoder:
+def load_encoder(spec: ModelSpec, device: str, settings: Settings) -> Encoder:
     """Load the model onto the device. Only the engine that is needed is imported.
 
     Raises:
@@ -15,7 +16,7 @@ def load_encoder(spec: ModelSpec, device: str, max_batch_tokens: int, *, trust_r
     if spec.engine == "fake":
         from workers.engines.fake import FakeEncoder
 
-        return FakeEncoder(spec.name, max_batch_tokens)
+        return FakeEncoder(spec.name, settings)
     from workers.engines.sentence_transformer import SentenceTransformerEncoder
 
-    return SentenceTransformerEncoder(spec, device, max_batch_tokens, trust_remote_code=trust_remote_code)
+    return SentenceTransformerEncoder(spec, device, settings)

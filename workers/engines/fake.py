@@ -21,7 +21,8 @@ import numpy as np
 from tasks.errors import ModelNotFound
 from tasks.messages import EncodeOptions
 from tasks.ports import Encoded
-from workers.batching import plan_batches
+from tasks.settings import Settings
+from workers.batching import CPU_BATCH_TOKENS, plan_batches
 
 _DEFAULTS = {"dim": 32.0, "limit": 256.0, "ms_per_row": 0.0, "load_s": 0.0, "faults": 0.0}
 
@@ -29,7 +30,7 @@ _DEFAULTS = {"dim": 32.0, "limit": 256.0, "ms_per_row": 0.0, "load_s": 0.0, "fau
 class FakeEncoder:
     """Gives each text the vector of its hash, whatever chunk or batch it is in."""
 
-    def __init__(self, name: str, max_batch_tokens: int) -> None:
+    def __init__(self, name: str, settings: Settings) -> None:
         values = dict(_DEFAULTS)
         for part in filter(None, name.removeprefix("fake").removeprefix(":").split(",")):
             key, _, value = part.partition("=")
@@ -45,7 +46,7 @@ class FakeEncoder:
         self._dim, self._limit = int(values["dim"]), int(values["limit"])
         self._row_s = values["ms_per_row"] / 1000
         self._has_faults = bool(values["faults"])
-        self._max_batch_tokens = max_batch_tokens
+        self._max_batch_tokens = settings.max_batch_tokens or CPU_BATCH_TOKENS
         self.weights = f"fake-{self._dim}-{self._limit}"
         time.sleep(values["load_s"])
 

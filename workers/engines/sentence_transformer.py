@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from tasks import weights
-from tasks.errors import EngineBroken, ModelNotFound, place_of
+from tasks.errors import EngineBroken, place_of
 from tasks.messages import EncodeOptions, ModelSpec
 from tasks.ports import Encoded
-from workers.batching import plan_batches
+from tasks.settings import Settings
+from workers.batching import default_batch_tokens, plan_batches
 from workers.engines.features import NO_LIMIT, Prepared, features_of
+from workers.engines.loading import load_model
 
 log = logging.getLogger(__name__)
 
@@ -38,26 +39,10 @@ class SentenceTransformerEncoder:
         ModelNotFound: the model's files are not there, cannot be read, or cannot count tokens.
     """
 
-    def __init__(self, spec: ModelSpec, device: str, max_batch_tokens: int, *, trust_remote_code: bool = False) -> None:
-        place = weights.locate(spec)
-        weights.verify(spec)
-        try:
-            self._model = SentenceTransformer(
-                place,
-                revision=spec.revision,
-                device=device,
-                trust_remote_code=trust_remote_code,
-                # transformers 5 keeps the checkpoint's dtype, and half precision is slow on CPUs
-                model_kwargs={"dtype": torch.float32} if device == "cpu" else None,
-            )
-        except (OSError, ValueError, KeyError, RuntimeError) as exc:
-            reason = str(exc).strip().split("\n", 1)[0]
-            if "trust_remote_code" in str(exc):
-                reason += " If you trust it, start the worker with --trust-remote-code."
-            raise ModelNotFound(f"--model {spec} cannot be loaded: {reason}", model=str(spec)) from exc
-        self._model.eval()
+    def __init__(self, spec: ModelSpec, device: str, settings: Settings) -> None:
+        self._model = load_model(spec, device, settings)
         self._features = features_of(self._model, device)
-        self._max_batch_tokens = max_batch_tokens
+        self._max_batch_tokens = settings.max_batch_tokens or default_batch_tokens(device)
         self._dim = self._model.get_embedding_dimension() or 0
         self.weights = _fingerprint(self._model)
         self.encode(WARM_UP, EncodeOptions())
