@@ -102,8 +102,8 @@ class Settings(BaseSettings):
         Annotated[int, Field(ge=1)] | None, BeforeValidator(lambda value: None if value == "auto" else value)
     ] = Field(
         None,
-        description="Worker: slots per device. Default, or auto: on a CPU one a core, on a GPU as many as a model of that size "
-        "needs to keep it busy; capped by memory either way.",
+        description="Worker: slots per device. Default, or auto: on a CPU one a core, on a GPU as many as a model of "
+        "that size needs to keep it busy; capped by memory either way.",
     )
     threads_per_process: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Worker: compute threads of a slot. Default: the CPU's cores shared by its slots."
