@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
+from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import ObjectStore
 
 from tasks.errors import DamagedObject, StoreUnavailable, UsageError
@@ -45,6 +45,16 @@ class BucketStore:
         if len(data) != size:
             raise StoreUnavailable(f"The store {self.url} sent {len(data)} of {size} bytes of {key}.", key=key)
         return data
+
+    def get_range(self, key: str, start: int, stop: int) -> bytes:
+        """Read bytes of an object."""
+        with self._reaching(key):
+            try:
+                return bytes(obstore.get_range(self._client, key, start=start, end=stop))
+            except GenericError as exc:
+                if "416" not in first_line(exc):
+                    raise
+                raise DamagedObject(f"{key} in {self.url} ends before byte {start}.", key=key) from exc
 
     def delete(self, key: str) -> None:
         """Remove an object."""

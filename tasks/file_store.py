@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -74,13 +74,19 @@ class FileStore:
 
     def get(self, key: str) -> bytes:
         """Read an object."""
-        with self._reaching(key):
-            try:
-                return (self._folder / key).read_bytes()
-            except FileNotFoundError as exc:
-                if key != keys.STORE_ID:
-                    self._check_mount()
-                raise DamagedObject(f"{key} is missing in {self.url}.", key=key) from exc
+        return self._read(key, Path.read_bytes)
+
+    def get_range(self, key: str, start: int, stop: int) -> bytes:
+        """Read bytes of an object."""
+
+        def read(path: Path) -> bytes:
+            with path.open("rb") as file:
+                file.seek(start)
+                return file.read(stop - start)
+
+        if data := self._read(key, read):
+            return data
+        raise DamagedObject(f"{key} in {self.url} ends before byte {start}.", key=key)
 
     def delete(self, key: str) -> None:
         """Remove an object."""
@@ -106,6 +112,15 @@ class FileStore:
         """Remove all objects below a folder."""
         with self._reaching(prefix):
             _delete_tree(self._folder / prefix)
+
+    def _read(self, key: str, read: Callable[[Path], bytes]) -> bytes:
+        with self._reaching(key):
+            try:
+                return read(self._folder / key)
+            except FileNotFoundError as exc:
+                if key != keys.STORE_ID:
+                    self._check_mount()
+                raise DamagedObject(f"{key} is missing in {self.url}.", key=key) from exc
 
     def _check_mount(self) -> None:
         """Refuse a folder that has lost the store's id: without its disk, every object would seem to be missing."""

@@ -36,6 +36,9 @@ class Store(Protocol):
     def get(self, key: str) -> bytes:
         """Read an object. Raises DamagedObject if there is none."""
 
+    def get_range(self, key: str, start: int, stop: int) -> bytes:
+        """Read bytes of an object, from ``start`` up to ``stop`` or its end. Raises DamagedObject if there are none."""
+
     def delete(self, key: str) -> None:
         """Remove an object; nothing happens if there is none."""
 

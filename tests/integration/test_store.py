@@ -65,6 +65,16 @@ def test_an_object_comes_back_byte_for_byte(store):
         assert store.get(KEY) == data
 
 
+def test_a_part_of_an_object_is_read_by_its_place(store):
+    """Up to its end at most; what begins behind that is damage, as a missing object is."""
+    store.put(KEY, DATA)
+    assert store.get_range(KEY, 10, 300) == DATA[10:300]
+    assert store.get_range(KEY, 10, len(DATA) + 50) == DATA[10:]
+    for key in (KEY, f"{KEY}-not"):
+        with pytest.raises(DamagedObject):
+            store.get_range(key, len(DATA), len(DATA) + 1)
+
+
 def test_a_later_object_replaces_an_older_one(store):
     """Writing a chunk input again after an interruption is harmless."""
     store.put(KEY, b"older and longer")
