@@ -156,16 +156,21 @@ def _produce(slot: Slot, lease: Lease) -> Receipt:
     Raises:
         LeaseLost: the chunk is another slot's by now, or its job ended.
     """
-    started = time.perf_counter()
-    path = keys.input_path(lease.job, lease.chunk)
-    inputs = _read_input(slot, path)
+    started_s, started = time.time(), time.perf_counter()
+    inputs = _read_input(slot, keys.input_path(lease.job, lease.chunk))
     read_s = time.perf_counter() - started
     encoded = _encode(slot, lease, inputs["text"].to_pylist())
+    times = {
+        "started_s": started_s,
+        "wall_s": time.perf_counter() - started,
+        "idle_s": slot.idle_s(lease.job, started, encoded.model_s),
+        "read_s": read_s,
+    }
     _drop_overflows(encoded, lease.spec.options.vector_dtype)
     if slot.pulse.has_lost_lease:
         raise LeaseLost
     started = time.perf_counter()
-    receipt = _receipt(slot, encoded, read_s)
+    receipt = _receipt(slot, encoded, times)
     data = _result_bytes(slot, lease, inputs, encoded, receipt)
     target = keys.result_path(lease.job, lease.chunk, lease.token)
     slot.patiently(lambda: slot.store.put(target, data))
@@ -217,7 +222,7 @@ def _drop_overflows(encoded: Encoded, dtype: VectorDtype) -> None:
         encoded.vectors[i] = 0.0
 
 
-def _receipt(slot: Slot, encoded: Encoded, read_s: float) -> Receipt:
+def _receipt(slot: Slot, encoded: Encoded, times: dict[str, float]) -> Receipt:
     return Receipt(
         rows=len(encoded.errors),
         failed_rows=sum(error is not None for error in encoded.errors),
@@ -227,12 +232,14 @@ def _receipt(slot: Slot, encoded: Encoded, read_s: float) -> Receipt:
         duplicate_rows=encoded.duplicate_rows,
         cached_rows=encoded.cached_rows,
         memory_splits=encoded.memory_splits,
-        read_s=read_s,
+        batch_tokens=slot.encoder.batch_tokens,
+        loads=slot.loads(),
         tokenise_s=encoded.tokenise_s,
         model_s=encoded.model_s,
         slot=slot.status.slot,
         weights=slot.encoder.weights,
         dim=encoded.vectors.shape[1],
+        **times,
     )
 
 

@@ -201,7 +201,7 @@ class Receipt(Message):
         batch_tokens: the token budget of a batch at the end.
         loads: times that the process has loaded the weights: 1.
         started_s: Unix time of the claim, by the slot's clock.
-        wall_s: seconds from there until the result was ready to be written.
+        wall_s: seconds from there until its vectors were ready.
         idle_s: seconds without model work since the slot's last chunk of the same job, or since the claim.
         read_s: seconds of reading the chunk input; tokenise_s, model_s, write_s likewise. They may overlap.
         slot: who did it.

@@ -47,6 +47,10 @@ class Encoder(Protocol):
     #: Content fingerprint of the loaded weights: two slots with the same one give the same vectors.
     weights: str
 
+    @property
+    def batch_tokens(self) -> int:
+        """The token budget of a batch at this moment."""
+
     def check(self, options: EncodeOptions) -> str | None:
         """Say in one sentence why this model cannot serve these options, or return None."""
 

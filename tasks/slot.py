@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -37,6 +38,10 @@ class Slot:
     encoder: Encoder
     pulse: Pulse
     limits: TimeLimits
+    #: Tells how often this process has loaded weights.
+    loads: Callable[[], int] = lambda: 0
+    #: The job of the last chunk, and when the model was done with it.
+    _worked: tuple[str, float] = ("", 0.0)
 
     @property
     def status(self) -> SlotStatus:
@@ -62,11 +67,28 @@ class Slot:
             self.pulse.change(error="")
         return answer
 
+    def idle_s(self, job: str, started: float, model_s: float) -> float:
+        """Return the seconds without model work since the last chunk of the same job, or since this one's start.
+
+        To be asked when the model is done with a chunk.
+
+        Args:
+            job: whose chunk it is.
+            started: when work on it began, by ``time.perf_counter``.
+            model_s: seconds that it was in the model.
+        """
+        now = time.perf_counter()
+        last_job, ended = self._worked
+        self._worked = job, now
+        return max(0.0, now - (ended if last_job == job else started) - model_s)
+
     def count(self, receipt: Receipt) -> None:
         """Add a finished chunk to what this slot has done."""
-        busy_s = receipt.read_s + receipt.tokenise_s + receipt.model_s + receipt.write_s
+        busy_s = receipt.wall_s + receipt.write_s
         self.pulse.change(
             chunks=self.status.chunks + 1,
             tokens=self.status.tokens + receipt.tokens,
             tokens_per_s=round(receipt.tokens / busy_s, 1) if busy_s else 0.0,
+            model_s=self.status.model_s + receipt.model_s,
+            idle_s=self.status.idle_s + receipt.idle_s,
         )

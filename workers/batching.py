@@ -1,42 +1,79 @@
 """Batches by token budget over true lengths.
 
-A padded batch costs its longest row times its number of rows. Rows sorted by length waste the least padding, and a
-budget in tokens instead of rows keeps the cost of every batch alike, whatever the texts' lengths.
+A padded batch costs its longest row times its number of rows; one without padding costs the sum of its lengths. Rows
+sorted by length waste the least padding, and a budget in tokens instead of rows keeps the cost of every batch alike,
+whatever the texts' lengths.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-#: Tokens of a batch on a CPU. Small batches stay in the cache: with MiniLM on two cores, fp32, 1024 tokens gave
-#: 5.7-6.2 k tokens/s, 4096 gave 3.9-4.7 k and 16384 gave 1.9-3.2 k.
-CPU_BATCH_TOKENS = 1024
-#: Tokens of a batch on a GPU: enough rows to fill it, little enough memory for any card. Not yet measured.
-GPU_BATCH_TOKENS = 16384
+#: Characters of a token to reckon with before texts are tokenised; English has four to five.
+CHARS_PER_TOKEN = 4
 
 
-def default_batch_tokens(device: str) -> int:
-    """Return the token budget for a device that nobody measured."""
-    return CPU_BATCH_TOKENS if device == "cpu" else GPU_BATCH_TOKENS
-
-
-def plan_batches(lengths: np.ndarray, max_batch_tokens: int) -> list[np.ndarray]:
-    """Group rows so that each batch costs at most ``max_batch_tokens`` padded tokens.
+def plan_batches(lengths: np.ndarray, max_batch_tokens: int, *, pads: bool = True) -> list[np.ndarray]:
+    """Group rows so that each batch costs at most ``max_batch_tokens``.
 
     Args:
         lengths: (n_rows,) tokens of each row.
         max_batch_tokens: budget; a single row above it is a batch of its own.
+        pads: whether the model pads a batch to its longest row.
 
     Returns:
         Arrays of row numbers, longest rows first, so that memory peaks at once and not at the end. Together they
         hold every row once. Equal lengths keep their order.
     """
     order = np.argsort(-lengths, kind="stable")
+    ends = np.cumsum(np.maximum(lengths[order], 1))
     batches = []
     start = 0
     while start < len(order):
-        longest = max(1, int(lengths[order[start]]))
-        n_rows = max(1, max_batch_tokens // longest)
-        batches.append(order[start : start + n_rows])
-        start += n_rows
+        if pads:
+            n_rows = max_batch_tokens // max(1, int(lengths[order[start]]))
+        else:
+            before = int(ends[start - 1]) if start else 0
+            n_rows = int(np.searchsorted(ends, before + max_batch_tokens, side="right")) - start
+        stop = start + max(1, n_rows)
+        batches.append(order[start:stop])
+        start = stop
     return batches
+
+
+def cost(lengths: np.ndarray, *, pads: bool = True) -> int:
+    """Return the tokens that a batch of rows of these lengths costs."""
+    return int(lengths.max()) * len(lengths) if pads else int(lengths.sum())
+
+
+def cut_blocks(texts: Sequence[str], limit: int, block_tokens: int) -> list[np.ndarray]:
+    """Cut rows into blocks of about as many tokens, longest texts first, to be tokenised one after the other.
+
+    Texts of like length share a block, so sorting by true length inside a block wastes hardly more padding than
+    sorting the whole.
+
+    Args:
+        texts: the rows.
+        limit: tokens of a row that the model takes at most.
+        block_tokens: tokens of a block, by the texts' characters.
+
+    Returns:
+        Arrays of row numbers that together hold every row once.
+    """
+    n_tokens = np.array([min(len(text) // CHARS_PER_TOKEN + 1, limit) for text in texts], np.int64)
+    order = np.argsort(-n_tokens, kind="stable")
+    blocks = (np.cumsum(n_tokens[order]) - n_tokens[order]) // block_tokens
+    return np.split(order, np.flatnonzero(np.diff(blocks)) + 1) if len(order) else []
+
+
+def bucket_length(n_tokens: int) -> int:
+    """Return the length that a row is padded to where only a few lengths are allowed, at most about an eighth more.
+
+    Multiples of 8 up to 128, of 16 up to 256, of 32 up to 512, and so on.
+    """
+    step = 8
+    while 16 * step < n_tokens:
+        step *= 2
+    return -(-max(1, n_tokens) // step) * step

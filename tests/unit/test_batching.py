@@ -1,11 +1,10 @@
 """Batches by token budget."""
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.batching import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, default_batch_tokens, plan_batches
+from workers.batching import bucket_length, cost, cut_blocks, plan_batches
 
 LENGTHS = st.lists(st.integers(0, 600), max_size=200).map(lambda lengths: np.array(lengths, np.int32))
 BUDGETS = st.integers(1, 2000)
@@ -51,9 +50,48 @@ def test_rows_without_tokens_are_batched_by_number():
     assert [len(batch) for batch in plan_batches(np.zeros(5, np.int32), 2)] == [2, 2, 1]
 
 
-@pytest.mark.parametrize(
-    ("device", "tokens"), [("cpu", CPU_BATCH_TOKENS), ("cuda", GPU_BATCH_TOKENS), ("cuda:1", GPU_BATCH_TOKENS)]
-)
-def test_a_device_has_a_budget_of_its_kind(device, tokens):
-    """Small batches suit a CPU's cache, large ones fill a GPU."""
-    assert default_batch_tokens(device) == tokens
+@given(LENGTHS, BUDGETS)
+def test_a_batch_without_padding_costs_the_sum_of_its_lengths(lengths, budget):
+    """Each batch but a single row is within the budget, and the next row would not have fitted in."""
+    batches = plan_batches(lengths, budget, pads=False)
+    assert sorted(row for batch in batches for row in batch.tolist()) == list(range(len(lengths)))
+    for batch, following in zip(batches, [*batches[1:], np.array([], int)], strict=False):
+        costs = np.maximum(lengths[batch], 1).sum()
+        assert len(batch) == 1 or costs <= budget
+        assert not len(following) or costs + max(1, lengths[following[0]]) > budget
+
+
+def test_the_cost_of_a_batch_is_what_the_model_computes():
+    """With padding the longest row counts for all."""
+    lengths = np.array([5, 2, 2], np.int32)
+    assert (cost(lengths), cost(lengths, pads=False)) == (15, 9)
+
+
+@given(st.lists(st.text(max_size=80), max_size=60), st.integers(1, 20), st.integers(1, 200))
+def test_blocks_hold_every_row_once_and_the_longest_first(texts, limit, block_tokens):
+    """Rows of like length share a block; beyond the limit characters do not count."""
+    blocks = cut_blocks(texts, limit, block_tokens)
+    rows = [row for block in blocks for row in block.tolist()]
+    assert sorted(rows) == list(range(len(texts)))
+    expected = [min(len(texts[row]) // 4 + 1, limit) for row in rows]
+    assert expected == sorted(expected, reverse=True)
+    assert all(len(block) for block in blocks)
+
+
+def test_blocks_are_about_as_large_as_asked():
+    """A block ends before the one that would begin beyond its tokens."""
+    blocks = cut_blocks(["x" * 39] * 10, 256, 30)
+    assert [len(block) for block in blocks] == [3, 3, 3, 1]
+
+
+@given(st.integers(1, 5000))
+def test_a_bucket_is_at_most_an_eighth_longer(n_tokens):
+    """Above 64 tokens; below, at most seven tokens more. The same row always gets the same bucket."""
+    length = bucket_length(n_tokens)
+    assert n_tokens <= length <= max(n_tokens + 7, n_tokens * 9 / 8)
+    assert bucket_length(length) == length
+
+
+def test_there_are_few_buckets():
+    """So that few shapes are compiled and checked."""
+    assert len({bucket_length(n) for n in range(1, 8193)}) < 70

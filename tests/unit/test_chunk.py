@@ -256,6 +256,24 @@ def test_no_text_of_a_record_is_logged(site, caplog):
 # -- void tickets ------------------------------------------------------------------------------------------------
 
 
+def test_a_receipt_tells_when_the_model_was_idle(make_site):
+    """Between two chunks of a job the idle seconds go on; model and idle seconds are the slot's whole time."""
+    site = make_site()
+    site.send(0, 1)
+    slot = site.slot()
+    before = time.time()
+    run_chunk(slot, site.ticket(0))
+    time.sleep(0.05)
+    run_chunk(slot, site.ticket(1))
+    first, second = (json.loads(tables.metadata_of(site.result(i))["penstock.receipt"]) for i in range(2))
+    assert before <= first["started_s"] < second["started_s"] <= time.time()
+    assert second["idle_s"] >= 0.05 > first["idle_s"]
+    assert first["wall_s"] == pytest.approx(first["model_s"] + first["idle_s"], abs=1e-3)
+    assert (first["batch_tokens"], first["loads"]) == (100, 0)
+    assert slot.status.idle_s == pytest.approx(first["idle_s"] + second["idle_s"])
+    assert site.ledger.status(site.desk.spec.job).seconds["idle"] == pytest.approx(slot.status.idle_s)
+
+
 def test_a_double_ticket_is_void(site):
     """The second slot does nothing."""
     run_chunk(site.slot(), site.ticket())

@@ -7,12 +7,24 @@ from tasks.ports import Encoder
 from tasks.settings import Settings
 
 
+class _Loads:
+    """How often this process has loaded weights: once, if all is well."""
+
+    n = 0
+
+
+def loads() -> int:
+    """Return how often this process has loaded weights."""
+    return _Loads.n
+
+
 def load_encoder(spec: ModelSpec, device: str, settings: Settings) -> Encoder:
     """Load the model onto the device. Only the engine that is needed is imported.
 
     Raises:
         ModelNotFound: its files are not there or cannot be read.
     """
+    _Loads.n += 1
     if spec.engine == "fake":
         from workers.engines.fake import FakeEncoder
 

@@ -22,7 +22,10 @@ from tasks.errors import ModelNotFound
 from tasks.messages import EncodeOptions
 from tasks.ports import Encoded
 from tasks.settings import Settings
-from workers.batching import CPU_BATCH_TOKENS, plan_batches
+from workers.batching import plan_batches
+
+#: Tokens of a batch, since there is no device to probe.
+BATCH_TOKENS = 1024
 
 _DEFAULTS = {"dim": 32.0, "limit": 256.0, "ms_per_row": 0.0, "load_s": 0.0, "faults": 0.0}
 
@@ -46,7 +49,7 @@ class FakeEncoder:
         self._dim, self._limit = int(values["dim"]), int(values["limit"])
         self._row_s = values["ms_per_row"] / 1000
         self._has_faults = bool(values["faults"])
-        self._max_batch_tokens = settings.max_batch_tokens or CPU_BATCH_TOKENS
+        self.batch_tokens = settings.max_batch_tokens or BATCH_TOKENS
         self.weights = f"fake-{self._dim}-{self._limit}"
         time.sleep(values["load_s"])
 
@@ -73,7 +76,7 @@ class FakeEncoder:
         tokenised = time.perf_counter()
         vectors = np.zeros((len(texts), self._dim), np.float32)
         padded_tokens = 0
-        for rows in plan_batches(n_tokens, self._max_batch_tokens):
+        for rows in plan_batches(n_tokens, self.batch_tokens):
             batch_tokens = int(n_tokens[rows].max()) * len(rows)
             on_batch(batch_tokens)
             for i in rows:

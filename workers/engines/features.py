@@ -44,11 +44,16 @@ class Prepared:
 class Features(Protocol):
     """One of the two ways."""
 
+    #: Whether a batch is padded to its longest row; the model then computes the padding too.
+    pads: bool
+    #: Whether a batch can be padded to any length.
+    can_pad_to: bool
+
     def prepare(self, texts: Sequence[str], prompt: str | None, limit: int) -> Prepared:
         """Learn the lengths of texts, cut at ``limit`` tokens."""
 
-    def batch(self, prepared: Prepared, rows: np.ndarray) -> dict[str, Any]:
-        """Return the model's input for these rows, on its device."""
+    def batch(self, prepared: Prepared, rows: np.ndarray, length: int | None = None) -> dict[str, Any]:
+        """Return the model's input for these rows, on its device, padded to ``length`` tokens if that is given."""
 
 
 def features_of(model: SentenceTransformer, device: str) -> Features:
@@ -76,6 +81,12 @@ class TokenFeatures:
         self._device = device
         #: A text can be cut before tokenising only if truncation takes its end.
         self._may_clip = self._tokenizer.truncation_side == "right"
+        # Makes one long row of a batch, where FlashAttention takes it so; not yet run on a GPU.
+        self._flatten: Any = first.data_collator if first.can_flatten_inputs else None
+        self._first_position = first._flatten_position_offset if first.can_flatten_inputs else 0  # noqa: SLF001
+        first.unpad_inputs = False  # its own preprocessing would flatten all the rows that are tokenised together
+        self.pads = self._flatten is None
+        self.can_pad_to = self.pads
 
     def prepare(self, texts: Sequence[str], prompt: str | None, limit: int) -> Prepared:
         """Tokenise without padding."""
@@ -98,31 +109,54 @@ class TokenFeatures:
             extra=extra,
         )
 
-    def batch(self, prepared: Prepared, rows: np.ndarray) -> dict[str, Any]:
-        """Pad to the longest row, on the tokenizer's own side: name -> (n_rows, n_tokens) int64."""
-        tokenizer = self._tokenizer
+    def batch(self, prepared: Prepared, rows: np.ndarray, length: int | None = None) -> dict[str, Any]:
+        """Pad to the longest row or to ``length``, on the tokenizer's own side: name -> (n_rows, n_tokens) int64.
+
+        Where the model takes rows without padding: one row of all their tokens, and where each one begins.
+        """
         chosen = [prepared.rows[i] for i in rows]
-        n_tokens = max(len(row.ids) for row in chosen)
+        tensors = self._padded(chosen, length) if self._flatten is None else self._flattened(chosen)
+        return {**prepared.extra, **{name: to_device(value, self._device) for name, value in tensors.items()}}
+
+    def _padded(self, rows: list[Any], length: int | None) -> dict[str, Any]:
+        tokenizer = self._tokenizer
+        n_tokens = length or max(len(row.ids) for row in rows)
         columns = {
             "input_ids": ("ids", tokenizer.pad_token_id or 0),
             "attention_mask": ("attention_mask", 0),
             "token_type_ids": ("type_ids", tokenizer.pad_token_type_id),
         }
-        features = dict(prepared.extra)
+        tensors = {}
         for name, (attribute, filler) in columns.items():
             if name not in tokenizer.model_input_names:
                 continue
-            padded = np.full((len(chosen), n_tokens), filler, np.int64)
-            for i, row in enumerate(chosen):
+            padded = np.full((len(rows), n_tokens), filler, np.int64)
+            for i, row in enumerate(rows):
                 values = getattr(row, attribute)
                 is_left = tokenizer.padding_side == "left"
                 padded[i, slice(n_tokens - len(values), None) if is_left else slice(len(values))] = values
-            features[name] = torch.from_numpy(padded).to(self._device)
-        return features
+            tensors[name] = torch.from_numpy(padded)
+        return tensors
+
+    def _flattened(self, rows: list[Any]) -> dict[str, Any]:
+        tensors = dict(self._flatten([{"input_ids": row.ids} for row in rows]))
+        tensors.pop("labels", None)
+        tensors["position_ids"] = tensors["position_ids"] + self._first_position
+        return tensors
+
+
+def to_device(value: Any, device: str) -> Any:
+    """Return a tensor on the device, and anything else as it is. A copy to a GPU does not wait for it."""
+    if not isinstance(value, torch.Tensor) or device == "cpu":
+        return value
+    return value.pin_memory().to(device, non_blocking=True)
 
 
 class TextFeatures:
     """Any other first module: the model preprocesses whole batches of text."""
+
+    pads = True
+    can_pad_to = False
 
     def __init__(self, model: SentenceTransformer, device: str) -> None:
         self._model = model
@@ -141,13 +175,10 @@ class TextFeatures:
             extra["processing_kwargs"] = {"text": {"max_length": limit}}
         return Prepared(np.minimum(counts, limit), counts > limit, list(texts), extra)
 
-    def batch(self, prepared: Prepared, rows: np.ndarray) -> dict[str, Any]:
-        """Let the model preprocess the texts of a batch."""
+    def batch(self, prepared: Prepared, rows: np.ndarray, length: int | None = None) -> dict[str, Any]:  # noqa: ARG002
+        """Let the model preprocess the texts of a batch; it pads as it likes."""
         features = self._model.preprocess([prepared.rows[i] for i in rows], **prepared.extra)
-        return {
-            name: value.to(self._device) if isinstance(value, torch.Tensor) else value
-            for name, value in features.items()
-        }
+        return {name: to_device(value, self._device) for name, value in features.items()}
 
 
 def _count_tokens(features: dict[str, Any]) -> int:

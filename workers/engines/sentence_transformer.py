@@ -1,33 +1,42 @@
 """SentenceTransformer models with penstock's batching.
 
-The model's own modules compute (tokenizer, transformer, pooling, dense, normalise, prompts); only which rows go
-together is decided here.
+The model's own modules compute (tokenizer, transformer, pooling, dense, normalise, prompts); which rows go together,
+and what happens when memory runs out, is decided here.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from tasks.errors import EngineBroken, place_of
 from tasks.messages import EncodeOptions, ModelSpec
 from tasks.ports import Encoded
 from tasks.settings import Settings
-from workers.batching import default_batch_tokens, plan_batches
+from workers import budget
+from workers.batching import cut_blocks
+from workers.budget import TokenBudget
 from workers.engines.features import NO_LIMIT, Prepared, features_of
+from workers.engines.fixed_shapes import FixedShapes
 from workers.engines.loading import load_model
+from workers.engines.outbox import Outbox
+from workers.memory import DeviceMemory, device_name, is_out_of_memory
+from workers.overlap import one_ahead
+from workers.running import run_batches
 
-log = logging.getLogger(__name__)
-
-#: Texts that are run before the first chunk, and again when a row fails, to see whether the engine still works.
-WARM_UP = ["warm", "up the kernels and the allocator"]
+#: Batches of a block of rows that is tokenised while the one before is in the model.
+BLOCK_BATCHES = 16
+#: Tokens of a row in a probe, as far as the model takes them: between sentences and pages.
+PROBE_ROW_TOKENS = 128
+#: What probes are made of.
+PROBE_TEXT = "It rained for a week, and the river rose above the road to the mill. " * 64
 #: Elements of each tensor that enter the fingerprint; all of a smaller one.
 FINGERPRINT_ELEMENTS = 65_536
 
@@ -41,11 +50,18 @@ class SentenceTransformerEncoder:
 
     def __init__(self, spec: ModelSpec, device: str, settings: Settings) -> None:
         self._model = load_model(spec, device, settings)
+        self._device = device
         self._features = features_of(self._model, device)
-        self._max_batch_tokens = settings.max_batch_tokens or default_batch_tokens(device)
+        self._most = int(min(self._model.max_seq_length or NO_LIMIT, NO_LIMIT))
         self._dim = self._model.get_embedding_dimension() or 0
+        self._fixed_shapes = FixedShapes(device, self._most, can_pad=self._features.can_pad_to)
         self.weights = _fingerprint(self._model)
-        self.encode(WARM_UP, EncodeOptions())
+        self._budget = self._find_budget(settings)
+
+    @property
+    def batch_tokens(self) -> int:
+        """The token budget of a batch at this moment."""
+        return self._budget.tokens
 
     def check(self, options: EncodeOptions) -> str | None:
         """Say why this model cannot serve these options, or return None."""
@@ -68,67 +84,137 @@ class SentenceTransformerEncoder:
         self, texts: Sequence[str], options: EncodeOptions, on_batch: Callable[[int], None] = lambda _: None
     ) -> Encoded:
         """Encode texts in their order."""
-        started = time.perf_counter()
-        prompt = self._model._resolve_prompt(options.prompt, options.prompt_name)  # noqa: SLF001 - ST's own rule
-        prepared = self._features.prepare(texts, prompt, self._limit(options))
+        n_rows = len(texts)
         result = Encoded(
-            vectors=np.zeros((len(texts), self.dim(options)), np.float32),
-            n_tokens=prepared.lengths,
-            truncated=prepared.truncated,
-            errors=[None] * len(texts),
-            tokenise_s=time.perf_counter() - started,
+            vectors=np.zeros((n_rows, self.dim(options)), np.float32),
+            n_tokens=np.zeros(n_rows, np.int32),
+            truncated=np.zeros(n_rows, bool),
+            errors=[None] * n_rows,
         )
-        started = time.perf_counter()
-        for batch in plan_batches(prepared.lengths, self._max_batch_tokens):
-            on_batch(len(batch) * int(prepared.lengths[batch].max()))
-            self._run(batch, prepared, options, result)
-        result.model_s = time.perf_counter() - started
+        run = self._run_fixed if options.reproducible else self._run_packed
+        shortages = self._budget.shortages
+        for rows, prepared in self._tokenised(texts, options, result):
+            started = time.perf_counter()
+            run(_Block(rows, prepared, options, on_batch, result))
+            result.model_s += time.perf_counter() - started
+        result.memory_splits = self._budget.shortages - shortages
         return result
 
-    def _limit(self, options: EncodeOptions) -> int:
-        own = self._model.max_seq_length or NO_LIMIT
-        return int(min(options.max_tokens or NO_LIMIT, own, NO_LIMIT))
+    def _tokenised(
+        self, texts: Sequence[str], options: EncodeOptions, result: Encoded
+    ) -> Iterator[tuple[np.ndarray, Prepared]]:
+        """Yield blocks of rows, each tokenised while the one before is in the model."""
+        prompt = self._model._resolve_prompt(options.prompt, options.prompt_name)  # noqa: SLF001 - ST's own rule
+        limit = min(options.max_tokens or NO_LIMIT, self._most)
 
-    def _run(self, batch: np.ndarray, prepared: Prepared, options: EncodeOptions, result: Encoded) -> None:
-        """Run a batch; if it fails, run it in halves, down to the rows that fail, which get an error."""
-        try:
-            vectors = self._forward(self._features.batch(prepared, batch), options)
-        except Exception as exc:  # noqa: BLE001 - whatever the model raises, the other rows go on
-            if len(batch) > 1:
-                log.warning("Batch failed, running it in halves", extra={"action": "split", "rows": len(batch)})
-                for half in np.array_split(batch, 2):
-                    self._run(half, prepared, options, result)
-                return
-            self._check_alive(exc)
-            result.errors[batch[0]] = f"the model failed on this row: {place_of(exc)}"
-            return
-        result.padded_tokens += len(batch) * int(result.n_tokens[batch].max())
-        result.vectors[batch] = vectors
-        for i in batch[~np.isfinite(vectors).all(axis=1)]:
-            result.errors[i] = "the model gave a vector with numbers that are not finite"
-            result.vectors[i] = 0.0
+        def prepare(rows: np.ndarray) -> tuple[np.ndarray, Prepared]:
+            started = time.perf_counter()
+            prepared = self._features.prepare([texts[i] for i in rows], prompt, limit)
+            result.n_tokens[rows] = prepared.lengths
+            result.truncated[rows] = prepared.truncated
+            result.tokenise_s += time.perf_counter() - started
+            return rows, prepared
 
-    def _check_alive(self, fault: Exception) -> None:
-        """Run a text that worked before: a broken device fails on everything, which is no row's fault.
+        yield from one_ahead(cut_blocks(texts, limit, BLOCK_BATCHES * self._budget.tokens), prepare)
 
-        Raises:
-            EngineBroken: it fails now.
-        """
-        try:
-            prepared = self._features.prepare(WARM_UP, None, NO_LIMIT)
-            self._forward(self._features.batch(prepared, np.arange(len(WARM_UP))), EncodeOptions())
-        except Exception as exc:
-            raise EngineBroken(f"The engine fails on everything, first with {place_of(fault)}.") from exc
+    def _run_packed(self, block: _Block) -> None:
+        """Run rows in batches as large as the budget."""
+        outbox = Outbox(self._device, block.put)
+
+        def run(batch: np.ndarray) -> torch.Tensor:
+            return self._forward(self._features.batch(block.prepared, batch), block.options)
+
+        for ran in run_batches(block.prepared.lengths, self._budget, run, block.on_batch, pads=self._features.pads):
+            if ran.output is None:
+                block.fail(ran.rows)
+            else:
+                outbox.send(ran.rows, ran.output)
+                block.result.padded_tokens += ran.tokens
+        outbox.empty()
+
+    def _run_fixed(self, block: _Block) -> None:
+        """Run rows in batches of fixed shapes, which cannot be halved."""
+
+        def run(batch: np.ndarray, length: int) -> np.ndarray:
+            features = self._features.batch(block.prepared, batch, length)
+            return self._forward(features, block.options).float().cpu().numpy()
+
+        for batch, length in self._fixed_shapes.plan(block.prepared.lengths):
+            tokens = self._fixed_shapes.cost(len(batch), length)
+            block.on_batch(tokens)
+            try:
+                block.put(batch, self._fixed_shapes.run(batch, length, run))
+                block.result.padded_tokens += tokens
+            except Exception as exc:
+                if not is_out_of_memory(exc):
+                    raise
+                block.fail(batch)
 
     @torch.inference_mode()
-    def _forward(self, features: dict[str, Any], options: EncodeOptions) -> np.ndarray:
-        """Return (n_rows, dim) float32."""
-        embeddings = self._model(features)["sentence_embedding"]
+    def _forward(self, features: dict[str, Any], options: EncodeOptions) -> torch.Tensor:
+        """Return (n_rows, dim) on the device."""
+        embeddings: torch.Tensor = self._model(features)["sentence_embedding"]
         if options.truncate_dim:
             embeddings = embeddings[..., : options.truncate_dim]
         if options.normalize:
             embeddings = torch.nn.functional.normalize(embeddings, p=2, dim=1)
-        return embeddings.float().cpu().numpy()  # type: ignore[no-any-return]
+        return embeddings
+
+    def _find_budget(self, settings: Settings) -> TokenBudget:
+        """Take the budget that is set, or the one that this model has on this device."""
+        self._memory = DeviceMemory(self._device, settings.memory_ratio)
+        if settings.max_batch_tokens:
+            return TokenBudget(settings.max_batch_tokens, self._memory)
+        prepared = self._features.prepare([PROBE_TEXT], None, min(PROBE_ROW_TOKENS, self._most))
+        length = max(1, int(prepared.lengths[0]))
+
+        def run(tokens: int) -> None:
+            rows = np.zeros(max(1, tokens // length), np.int64)
+            self._forward(self._features.batch(prepared, rows), EncodeOptions()).float().cpu()
+
+        name = {
+            "weights": self.weights,
+            "device": device_name(self._device),
+            "threads": str(torch.get_num_threads()),
+            "precision": settings.precision,
+            "backend": settings.backend,
+            "compile": str(settings.compile),
+            **{package: version(package) for package in ("torch", "transformers", "sentence-transformers", "penstock")},
+        }
+        found = budget.find(settings.state_dir.expanduser() / "devices", name, run, self._memory)
+        return TokenBudget(found.tokens, self._memory, found.bytes_per_token)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Tokenised rows on their way through the model.
+
+    Attributes:
+        rows: (n_rows,) their places in ``result``.
+        prepared: the rows, tokenised.
+        options: how they are encoded.
+        on_batch: told the tokens of each batch before it runs.
+        result: what becomes of them.
+    """
+
+    rows: np.ndarray
+    prepared: Prepared
+    options: EncodeOptions
+    on_batch: Callable[[int], None]
+    result: Encoded
+
+    def put(self, batch: np.ndarray, vectors: np.ndarray) -> None:
+        """Take the vectors of rows of this block, (n_rows, dim) float32."""
+        rows = self.rows[batch]
+        self.result.vectors[rows] = vectors
+        for i in rows[~np.isfinite(vectors).all(axis=1)]:
+            self.result.errors[i] = "the model gave a vector with numbers that are not finite"
+            self.result.vectors[i] = 0.0
+
+    def fail(self, batch: np.ndarray) -> None:
+        """Make rows error rows for which the device has no memory."""
+        for i in self.rows[batch]:
+            self.result.errors[i] = f"the device has no memory for this row's {self.result.n_tokens[i]} tokens"
 
 
 def _fingerprint(model: SentenceTransformer) -> str:
