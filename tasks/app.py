@@ -15,6 +15,7 @@ from celery.worker.control import Panel
 from pydantic import ValidationError
 
 from tasks import broker, delivery, transport
+from tasks.broker import DEFAULT_BROKER_URL
 from tasks.chunk import run_chunk
 from tasks.endings import EXIT_ENGINE_BROKEN
 from tasks.errors import EngineBroken, Transient
@@ -25,9 +26,6 @@ from tasks.signing import Signer
 from tasks.slot import Slot
 
 log = logging.getLogger(__name__)
-
-#: The broker of `celery -A tasks.app ...` when no setting names one.
-DEFAULT_BROKER_URL = "redis://localhost:6379/0"
 
 #: What a node does when it is asked over the broker: it says what it is and does. It takes no orders there, so whoever
 #: may watch cannot stop it, end its tasks, or have it write files.

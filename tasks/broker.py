@@ -12,6 +12,9 @@ from redis.retry import Retry
 from tasks.errors import UsageError
 from tasks.redaction import redact
 
+#: The broker of a worker, and of `celery -A tasks.app ...`, when no setting names one.
+DEFAULT_BROKER_URL = "redis://localhost:6379/0"
+
 #: Seconds after which an unanswered command counts as failed. Without it a half-open connection hangs for good. A node
 #: learns of each of its connections one after the other; with 15 s that took up to a minute.
 SOCKET_TIMEOUT_S = 5

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tasks import app as celery_app
+from tasks.broker import DEFAULT_BROKER_URL
 from tasks.errors import UsageError
 from tasks.messages import ModelSpec
 from tasks.settings import Settings
@@ -21,4 +21,4 @@ def model_spec(settings: Settings) -> ModelSpec:
 
 def broker_url(settings: Settings) -> str:
     """Return the broker of this node."""
-    return settings.broker_url or celery_app.DEFAULT_BROKER_URL
+    return settings.broker_url or DEFAULT_BROKER_URL
