@@ -30,6 +30,7 @@ class SlotStatus:
         claim: ``JOB CHUNK TOKEN`` of the lease that it holds, or empty.
         chunks: chunks done since its start; ``tokens`` likewise.
         tokens_per_s: of the last chunk.
+        model_s: seconds that its model worked since its start; ``idle_s`` those that it did not, within jobs.
         seen_s: seconds since it last reported.
     """
 
@@ -47,6 +48,8 @@ class SlotStatus:
     chunks: int = 0
     tokens: int = 0
     tokens_per_s: float = 0.0
+    model_s: float = 0.0
+    idle_s: float = 0.0
     seen_s: float = 0.0
 
 
@@ -133,5 +136,7 @@ def _slot_status(fields: dict[str, str], seen_s: float) -> SlotStatus:
         chunks=int(fields["chunks"]),
         tokens=int(fields["tokens"]),
         tokens_per_s=float(fields["tokens_per_s"]),
+        model_s=float(fields.get("model_s", 0)),  # a node of an earlier release reports neither
+        idle_s=float(fields.get("idle_s", 0)),
         seen_s=seen_s,
     )

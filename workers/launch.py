@@ -1,7 +1,7 @@
 """Start the nodes of this machine: ``python -m workers.launch``, configured by PENSTOCK_* variables.
 
 With one device this process becomes that node. With several it starts one node per device, starts again what dies,
-leaves a node alone that cannot start at all, and ends when all are so.
+leaves a node alone that cannot start at all, and ends when all are so. What a node would be is `workers.preview`'s.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from tasks.errors import PenstockError
 from tasks.lifeline import LIFELINE_VARIABLE
 from tasks.redaction import redact
 from tasks.settings import Settings
+from workers.devices import Device
+from workers.machine import usable_cpus
 from workers.planning import NodePlan, plan_nodes
 from workers.serving import broker_url, model_spec
 
@@ -42,12 +44,14 @@ def main() -> int:
         _say(f"{spec} on {plan.device}, {slots}, broker {url}")
     if len(plans) == 1:
         arguments = _command(plans[0])
+        _pin(plans[0].device)
         os.execve(arguments[0], arguments, _environment(plans[0]))  # noqa: S606
     return _supervise(plans)
 
 
 def _command(plan: NodePlan) -> list[str]:
-    name = f"{plan.device.replace(':', '')}-{secrets.token_hex(3)}@%h"
+    device = "-".join(plan.device.name.replace(":", "").split("-")[:2])  # of a UUID its beginning
+    name = f"{device}-{secrets.token_hex(3)}@%h"
     return [
         *(sys.executable, "-P", "-m", "celery", "--quiet", "-A", "tasks.app", "worker", "-I", "workers.boot"),
         *("--pool", "prefork", "--concurrency", str(plan.slots), "--hostname", name),
@@ -59,6 +63,15 @@ def _environment(plan: NodePlan) -> dict[str, str]:
     # A node that hands its chunks back at once leaves the pool's semaphores to their tracker, which warns of them.
     quiet = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore::UserWarning:billiard.semaphore_tracker"]))
     return {**os.environ, **plan.environment(), "PYTHONWARNINGS": quiet}
+
+
+def _pin(device: Device) -> None:
+    """Keep this process, and what it starts from now on, on the CPUs of a device; memory follows by first touch."""
+    if device.cpus:
+        try:
+            os.sched_setaffinity(0, device.cpus)
+        except OSError as exc:  # some of them went meanwhile
+            _say(f"the node on {device} is not pinned to its CPUs: {exc.strerror}")
 
 
 class _Child:
@@ -76,7 +89,11 @@ class _Child:
 
     def start(self) -> None:
         environment = {**_environment(self.plan), LIFELINE_VARIABLE: "1"}
+        cpus = usable_cpus()
+        _pin(self.plan.device)  # the node inherits it
         self.process = subprocess.Popen(_command(self.plan), env=environment, stdin=subprocess.PIPE)
+        if self.plan.device.cpus:
+            os.sched_setaffinity(0, cpus)
         self.started = time.monotonic()
         self.restart_at = 0.0
 
@@ -102,7 +119,7 @@ class _Child:
 def _supervise(plans: list[NodePlan]) -> int:
     if os.environ.get(LIFELINE_VARIABLE):
         lifeline.hang_on_stdin(lambda: os.kill(os.getpid(), signal.SIGKILL))
-    children = [_Child(plan) for plan in plans]
+    children: list[_Child] = []
     is_stopping, last = False, signal.SIGTERM
 
     def stop(signum: int, _: object) -> None:
@@ -116,6 +133,7 @@ def _supervise(plans: list[NodePlan]) -> int:
 
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         signal.signal(signum, stop)
+    children.extend(_Child(plan) for plan in plans)
     while not is_stopping and not all(child.is_hopeless for child in children):
         for child in children:
             if not is_stopping:

@@ -24,6 +24,7 @@ from tasks.signing import Signer
 from tasks.store import open_store
 from tasks.workforce import SlotStatus
 from workers.children import Children
+from workers.idleness import IdlenessNotes
 from workers.intake import Intake
 from workers.serving import broker_url, model_spec
 from workers.stopping import Stopping
@@ -51,6 +52,7 @@ class Watch(bootsteps.StartStopStep):  # type: ignore[misc]
         self._names = [f"{self._node}/{index}" for index in range(consumer.controller.concurrency)]
         self._children = Children(consumer.pool, self._settings.lease_s)
         self._intake = Intake(consumer, self._queue)
+        self._idleness = IdlenessNotes.of_environment(len(self._names))
         self._reconciler: Reconciler | None = None
         self._timer: Any = None
         self._look_at = 0.0
@@ -114,6 +116,7 @@ class Watch(bootsteps.StartStopStep):  # type: ignore[misc]
             log.warning("Slot %s died: %s", slot.slot, ending.why, extra={"action": "bury"})
             self._bury(slot, ending)
             self._children.forget(slot.pid)
+        self._idleness.see(slots)
         alive = self._children.alive
         self._intake.adjust([slot for slot in slots if slot.pid in alive])
         return self._intake.is_standing(self._ledger.waiting_tickets(self._queue))

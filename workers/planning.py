@@ -1,4 +1,4 @@
-"""Which nodes and slots a machine gets: devices, processes on each, threads of each process.
+"""Which nodes and slots a machine gets: processes on each device, threads of each process, and why.
 
 Nothing here imports torch: the plan is made before the libraries load, because they read their thread counts and
 visible devices when they do.
@@ -6,164 +6,162 @@ visible devices when they do.
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
-import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
-from tasks import weights
-from tasks.errors import ModelNotFound, UsageError
 from tasks.messages import ModelSpec
 from tasks.settings import MIB, Settings
+from workers.devices import Device, find_devices
+from workers.idleness import NOTE_VARIABLE, Idleness, note_path
+from workers.model_size import count_parameters
 
 #: Memory of a slot beside its weights: Python, torch, transformers and buffers (510 MB measured with MiniLM's 90).
 SLOT_BYTES = 420 * MIB
 #: The same for the fake engine, which imports no torch.
 FAKE_SLOT_BYTES = 80 * MIB
-#: Share of the free memory that slots on a CPU may plan with.
-MEMORY_SHARE = 0.8
+#: Memory of a GPU that a slot takes beside its weights: CUDA's context, libraries, batches. An estimate, not measured.
+CUDA_SLOT_BYTES = 2048 * MIB
 
-_CGROUP = Path("/sys/fs/cgroup")
+#: Bytes of one parameter by --precision; auto is fp32 on a CPU and a half precision on a GPU.
+PARAMETER_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+
+#: Parameters that one process needs to keep a GPU busy: with fewer, tokenising and launching kernels take longer than
+#: the kernels. And the most processes before it was measured what they do. Rules of thumb, not measured.
+FILLING_PARAMETERS = 250_000_000
+MOST_AT_FIRST = 4
+#: Idle share of a GPU above which the next start gets a process more.
+IDLE_SHARE = 0.1
 
 
 @dataclass(frozen=True)
 class NodePlan:
-    """One node: its device, slots and threads per slot."""
+    """One node: its device, slots and threads per slot.
 
-    device: str
+    Attributes:
+        slot_bytes: memory of the device that a slot is expected to take.
+        slots_why: what decided the number of slots; ``threads_why`` likewise.
+        note: where the node notes how idle its device is; None on a CPU.
+    """
+
+    device: Device
     slots: int
     threads: int
+    slot_bytes: int = 0
+    slots_why: str = ""
+    threads_why: str = ""
+    note: Path | None = None
 
     def environment(self) -> dict[str, str]:
         """Return what must stand in the environment before Python starts."""
         threads = str(self.threads)
         variables = {
+            # Of OpenMP, with which torch computes; Arrow, too, takes it for its own threads.
             "OMP_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,
+            # As torch sets it when it is told a number of threads: MKL would otherwise change it from call to call.
+            "MKL_DYNAMIC": "FALSE",
             "OPENBLAS_NUM_THREADS": threads,
             "RAYON_NUM_THREADS": threads,
             # Otherwise tokenizers warns and turns itself off when a process forks.
             "TOKENIZERS_PARALLELISM": "false" if self.threads == 1 else "true",
-            "PENSTOCK_SHOWN_DEVICE": self.device,
+            "PENSTOCK_SHOWN_DEVICE": self.device.name,
+            # By UUID, because with MIG the numbers that CUDA gives are not nvidia-smi's.
+            "CUDA_VISIBLE_DEVICES": self.device.uuid,
         }
-        if self.device == "cpu":
-            return {**variables, "CUDA_VISIBLE_DEVICES": ""}
-        return {**variables, "CUDA_VISIBLE_DEVICES": self.device.removeprefix("cuda:")}
+        if not self.device.is_cpu:
+            variables["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # a number that a model's code names is nvidia-smi's, too
+        if self.note is not None:
+            variables[NOTE_VARIABLE] = str(self.note)
+        return variables
 
 
 def plan_nodes(settings: Settings, spec: ModelSpec) -> list[NodePlan]:
     """Return one node per device.
 
     Raises:
-        UsageError: a device that is not there, or not of a known form.
+        UsageError: a device that is not there, or not of a known form; or a driver that fails.
         ModelNotFound: the model's folder or package is not there.
     """
-    slot_bytes = _slot_bytes(spec)
-    devices = _devices(settings.devices)
-    if settings.workers is not None:
-        devices = devices[: settings.workers]
-    cores = max(1, _cores() // len(devices))
-    plans = []
-    for index, device in enumerate(devices):
-        share = None if settings.workers is None else len(range(index, settings.workers, len(devices)))
-        plans.append(_plan_node(device, settings, cores, slot_bytes, share))
-    return plans
-
-
-def _plan_node(device: str, settings: Settings, cores: int, slot_bytes: int, share: int | None) -> NodePlan:
-    if share is not None:
-        slots = share
-    elif settings.processes_per_device is not None:
-        slots = settings.processes_per_device
-    elif device == "cpu":
-        slots = max(1, min(cores, int(_free_bytes() * MEMORY_SHARE) // slot_bytes))
-    else:
-        slots = 1
-    return NodePlan(device, slots, settings.threads_per_process or max(1, cores // slots))
-
-
-def _devices(wanted: str) -> list[str]:
-    if wanted == "cpu":
-        return ["cpu"]
-    found = _gpus()
-    if wanted == "auto":
-        return found or ["cpu"]
-    if not found:
-        raise UsageError(
-            f"--devices {wanted}: no CUDA device is usable here (nvidia-smi lists none, or torch is a CPU build)."
+    parameters = count_parameters(spec)
+    devices = find_devices(settings)
+    return [
+        _Planning(settings, spec, parameters, device).plan(
+            None if settings.workers is None else len(range(index, settings.workers, len(devices)))
         )
-    if wanted == "cuda":
-        return found
-    asked = [device.strip() for device in wanted.split(",")]
-    for device in asked:
-        if device not in found:
-            raise UsageError(f"--devices {device}: not here; there are {', '.join(found)}, or cpu alone.")
-    return list(dict.fromkeys(asked))  # one node a device, however often it is named
+        for index, device in enumerate(devices)
+    ]
 
 
-def _gpus() -> list[str]:
-    """Return ``cuda:N`` for each GPU that the driver lists, if torch is built for CUDA.
+@dataclass(frozen=True)
+class _Planning:
+    """The planning of one node."""
 
-    A scheduler that gives a process some of a machine's GPUs names them in CUDA_VISIBLE_DEVICES, by number or UUID; the
-    driver lists all the same.
-    """
-    program = shutil.which("nvidia-smi")
-    if program is None or _torch_is_cpu_build():
-        return []
-    listed = subprocess.run(
-        [program, "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, check=False
-    )
-    gpus = [line.strip() for line in listed.stdout.splitlines() if line.strip().isdigit()]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if gpus and visible is not None:
-        given = [name.strip() for name in visible.split(",")]
-        gpus = [name for name in given if name in gpus or name.startswith(("GPU-", "MIG-"))]
-    return [f"cuda:{gpu}" for gpu in gpus]
+    settings: Settings
+    spec: ModelSpec
+    parameters: int | None
+    device: Device
+
+    def plan(self, share: int | None) -> NodePlan:
+        """Decide, for a device that gets this share of --workers."""
+        slots, slots_why = self._slots(share)
+        threads, threads_why = max(1, self.device.cores // slots), f"{_cores(self.device.cores)} / {_slots(slots)}"
+        if self.settings.threads_per_process is not None:
+            threads, threads_why = self.settings.threads_per_process, "as asked for"
+        return NodePlan(
+            self.device,
+            slots,
+            threads,
+            slot_bytes=self._slot_bytes,
+            slots_why=slots_why,
+            threads_why=threads_why,
+            note=None if self.device.is_cpu else note_path(self.settings, self.spec, self.device.title),
+        )
+
+    def _slots(self, share: int | None) -> tuple[int, str]:
+        if share is not None:
+            return share, f"its share of --workers {self.settings.workers}"
+        if self.settings.processes_per_device is not None:
+            return self.settings.processes_per_device, "as asked for"
+        cores = self.device.cores
+        if self.device.is_cpu:
+            threads = self.settings.threads_per_process or 1
+            slots, why = max(1, cores // threads), f"{_cores(cores)} / {threads} thread{'s' * (threads > 1)}"
+        else:
+            slots, why = self._filling()
+            if slots > cores:
+                slots, why = cores, f"no more than {_cores(cores)}"
+        most = self._most_by_memory
+        return (slots, why) if most is None or slots <= most else (max(1, most), "no more by memory")
+
+    def _filling(self) -> tuple[int, str]:
+        """Return how many processes keep a GPU busy: as measured, or by the model's size."""
+        path = note_path(self.settings, self.spec, self.device.title)
+        if (measured := Idleness.read(path)) is not None:
+            more = measured.idle_share > IDLE_SHARE
+            return measured.processes + more, f"{measured.processes} left it {measured.idle_share:.0%} idle"
+        if not self.parameters:
+            return 1, "the model's size is not known yet" if self.parameters is None else "the fake engine uses no GPU"
+        slots = max(1, min(MOST_AT_FIRST, FILLING_PARAMETERS // self.parameters))
+        size = f"{self.parameters / 1e6:.0f} million parameters"
+        return slots, f"{size} {'fill it' if slots == 1 else 'do not fill it in one process'}"
+
+    @property
+    def _slot_bytes(self) -> int:
+        if self.spec.engine == "fake":
+            return FAKE_SLOT_BYTES if self.device.is_cpu else 0
+        size = PARAMETER_BYTES.get(self.settings.precision, 4 if self.device.is_cpu else 2)
+        return (SLOT_BYTES if self.device.is_cpu else CUDA_SLOT_BYTES) + size * (self.parameters or 0)
+
+    @property
+    def _most_by_memory(self) -> int | None:
+        if self.device.memory is None or not self._slot_bytes:
+            return None
+        return self.device.memory.room_bytes(self.settings.memory_ratio) // self._slot_bytes
 
 
-def _torch_is_cpu_build() -> bool:
-    try:
-        return importlib.metadata.version("torch").endswith("+cpu")
-    except importlib.metadata.PackageNotFoundError:
-        return True
+def _cores(number: int) -> str:
+    return f"{number} physical core{'s' * (number > 1)}"
 
 
-def _slot_bytes(spec: ModelSpec) -> int:
-    if spec.engine == "fake":
-        return FAKE_SLOT_BYTES
-    place = Path(weights.locate(spec))
-    if not place.is_dir():
-        return SLOT_BYTES  # on the hub: its size is not known before it is loaded
-    size = sum(file.stat().st_size for file in place.rglob("*") if file.suffix in {".safetensors", ".bin"})
-    if not any(place.iterdir()):
-        raise ModelNotFound(f"--model {spec}: the folder is empty.", model=str(spec))
-    return SLOT_BYTES + size
-
-
-def _cores() -> int:
-    """Return the cores that this process may use: affinity and the container's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, _, period = _read(_CGROUP / "cpu.max").partition(" ")
-    if quota.isdigit() and period.isdigit():
-        cores = min(cores, max(1, int(quota) // int(period)))
-    return cores
-
-
-def _free_bytes() -> int:
-    """Return the memory that may still be taken: the machine's and the container's limit."""
-    free = psutil.virtual_memory().available
-    limit, used = _read(_CGROUP / "memory.max"), _read(_CGROUP / "memory.current")
-    if limit.isdigit() and used.isdigit():
-        free = min(free, int(limit) - int(used))
-    return max(0, int(free))
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
+def _slots(number: int) -> str:
+    return f"{number} slot{'s' * (number > 1)}"

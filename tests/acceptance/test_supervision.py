@@ -16,8 +16,9 @@ from tests.acceptance.conftest import Cluster, tree, wait_until
 TWO_NODES = """
 import sys
 from workers.launch import _supervise
+from workers.devices import Device
 from workers.planning import NodePlan
-sys.exit(_supervise([NodePlan("cpu", 1, 1), NodePlan("cpu", 1, 1)]))
+sys.exit(_supervise([NodePlan(Device("cpu"), 1, 1)] * 2))
 """
 
 
