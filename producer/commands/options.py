@@ -48,7 +48,12 @@ Model = Annotated[
 ]
 Devices = Annotated[
     str | None,
-    typer.Option("--devices", metavar="LIST", help="cpu, cuda (all), cuda:0,cuda:1. Default: the GPUs, else the CPU."),
+    typer.Option(
+        "--devices",
+        metavar="LIST",
+        help="cpu, cpu:0 (a NUMA node), cuda (all), cuda:0,cuda:1, cuda:GPU-... or cuda:MIG-... by UUID. "
+        "Default: the GPUs, else the CPU.",
+    ),
 ]
 ProcessesPerDevice = Annotated[
     str | None,

