@@ -29,6 +29,7 @@ penstock:ledger:STORE   string the server for which it was compared  for ever cl
                                with the jobs of the store STORE
 penstock:job:J:recovery string the process that rebuilds the job     seconds  client, node client, node
 penstock:reconciler     string the process that reconciles just now  seconds  node, client node, client
+penstock:vector:KEY     string a vector of the cache                 30 days  slot         slot
 penstock:parked         list   messages that no node could read      newest   node         client
 penstock.OPERATION.D    list   Celery's tickets for model digest D   tickets  client, slot node
 ======================= ====== ===================================== ======== ============ ============
@@ -112,6 +113,11 @@ def compared(store_id: str) -> str:
 def slot(slot_id: str) -> str:
     """Return the hash of a slot."""
     return f"penstock:slot:{slot_id}"
+
+
+def vector(key: str) -> str:
+    """Return where a cache keeps the vector of this key."""
+    return f"penstock:vector:{key}"
 
 
 def job_folder(job_id: str) -> str:

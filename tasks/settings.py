@@ -24,6 +24,9 @@ from tasks.redaction import redact
 #: The settings file: this one of the working folder, or the one that PENSTOCK_CONFIG names.
 CONFIG_FILE = "penstock.yaml"
 
+#: Settings that may hold the address of a server, and a password.
+_ADDRESSES = ("broker_url", "store_url", "cache_url")
+
 KIB = 1024
 MIB = 1024 * KIB
 
@@ -150,13 +153,13 @@ class Settings(BaseSettings):
         if has_tls and url.startswith("redis://"):
             raise ValueError("broker_tls_ca and broker_tls_cert are for rediss://, and broker_url is redis://")
         files = {name: values.get(f"broker_tls_{name}") for name in ("ca", "cert", "key")}
-        urls = {name: values[name] for name in ("broker_url", "store_url") if isinstance(values.get(name), str)}
+        urls = {name: values[name] for name in _ADDRESSES if isinstance(values.get(name), str)}
         return {**values, **{name: broker.with_tls(url, **files) for name, url in urls.items()}}
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         """Show no password."""
         for name, value in super().__repr_args__():
-            yield name, redact(value) if name in {"broker_url", "store_url", "cache_url"} and value else value
+            yield name, redact(value) if name in _ADDRESSES and value else value
 
     @classmethod
     def settings_customise_sources(

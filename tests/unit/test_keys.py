@@ -85,8 +85,9 @@ def test_a_job_leaves_only_keys_of_the_table(fake_ledger, make_spec):
     from tasks.store import RedisStore
     from tests.contracts.desk import Desk
     from tests.contracts.ledger import slot_status
+    from workers.caches.redis import RedisCache
 
-    desk = Desk(fake_ledger, make_spec(job="encode-0001", key="abc"), gate=2).create()
+    desk = Desk(fake_ledger, make_spec(job="encode-0001", key="abcd"), gate=2).create()
     fake_ledger.workforce.report(slot_status())
     fake_ledger.workforce.drain("node")
     fake_ledger.may_reconcile("node", 60)
@@ -95,6 +96,7 @@ def test_a_job_leaves_only_keys_of_the_table(fake_ledger, make_spec):
     fake_ledger.identity.id()
     park(fake_ledger, "node", desk.spec.queue, b"garbage", "no message of Celery's")
     fake_ledger.identity.compared("STORE")
+    RedisCache(fake_ledger.redis, "redis://").put({b"\xab\xcd": b"value"})
     assert losses.may_rebuild(fake_ledger, desk.spec.job, "node")
     RedisStore(fake_ledger.redis, "redis://", 1000).put("jobs/encode-0001/input/00000000.arrow", b"x")
     desk.announce(0, 1, 2)
@@ -104,7 +106,7 @@ def test_a_job_leaves_only_keys_of_the_table(fake_ledger, make_spec):
     types, _ = table()
     stand_ins = [
         (desk.spec.job, "J"),
-        (":abc", ":KEY"),
+        (":abcd", ":KEY"),
         ("slot:node/0", "slot:S"),
         (desk.spec.queue, "penstock.OPERATION.D"),
         (r"jobs/J/input", "FOLDER"),
