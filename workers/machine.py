@@ -96,11 +96,20 @@ def host_memory() -> Memory:
 
 def cpu_title() -> str:
     """Return what the CPU calls itself."""
+    return _cpu_fact("model name") or platform.processor() or platform.machine()
+
+
+def cpu_vendor() -> str:
+    """Return who made the CPU, as it says itself: ``GenuineIntel``, ``AuthenticAMD``, ... or nothing."""
+    return _cpu_fact("vendor_id")
+
+
+def _cpu_fact(fact: str) -> str:
     for line in _read(PROC / "cpuinfo").splitlines():
         name, _, value = line.partition(":")
-        if name.strip() == "model name":
+        if name.strip() == fact:
             return value.strip()
-    return platform.processor() or platform.machine()
+    return ""
 
 
 def _control_groups() -> Iterator[Path]:

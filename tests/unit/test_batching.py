@@ -1,10 +1,12 @@
 """Batches by token budget."""
 
+from itertools import pairwise
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.batching import bucket_length, cost, cut_blocks, plan_batches
+from workers.batching import PADDING_SHARE, bucket_length, cost, cut_blocks, plan_batches
 
 LENGTHS = st.lists(st.integers(0, 600), max_size=200).map(lambda lengths: np.array(lengths, np.int32))
 BUDGETS = st.integers(1, 2000)
@@ -27,10 +29,21 @@ def test_a_batch_costs_no_more_than_its_budget(lengths, budget):
 
 @given(LENGTHS, BUDGETS)
 def test_a_batch_takes_all_that_fits(lengths, budget):
-    """The next row would not have fitted in, so there are no more batches than needed."""
+    """The next row would not have fitted in, or would have wasted too much."""
     batches = plan_batches(lengths, budget)
-    for batch in batches[:-1]:
-        assert (len(batch) + 1) * max(1, int(lengths[batch].max())) > budget
+    counts = np.maximum(lengths, 1)
+    for batch, following in pairwise(batches):
+        longer = np.append(batch, following[0])
+        tokens = len(longer) * int(counts[longer].max())
+        assert tokens > budget or tokens - counts[longer].sum() > budget * PADDING_SHARE
+
+
+@given(LENGTHS, BUDGETS)
+def test_a_batch_wastes_little_on_padding(lengths, budget):
+    """However the lengths fall, so that the cost of a corpus is its own tokens and a small share."""
+    counts = np.maximum(lengths, 1)
+    for batch in plan_batches(lengths, budget):
+        assert len(batch) * int(counts[batch].max()) - counts[batch].sum() <= budget * PADDING_SHARE
 
 
 @given(LENGTHS, BUDGETS)

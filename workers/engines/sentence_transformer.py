@@ -27,6 +27,7 @@ from workers.engines.features import NO_LIMIT, Prepared, features_of
 from workers.engines.fixed_shapes import FixedShapes
 from workers.engines.loading import load_model
 from workers.engines.outbox import Outbox
+from workers.engines.packed_linear import pack_linears
 from workers.memory import DeviceMemory, device_name, is_out_of_memory
 from workers.overlap import one_ahead
 from workers.running import run_batches
@@ -56,6 +57,8 @@ class SentenceTransformerEncoder:
         self._dim = self._model.get_embedding_dimension() or 0
         self._fixed_shapes = FixedShapes(device, self._most, can_pad=self._features.can_pad_to)
         self.weights = _fingerprint(self._model)
+        if device == "cpu" and not settings.compile:
+            pack_linears(self._model, self._run_sample)
         self._budget = self._find_budget(settings)
 
     @property
@@ -159,6 +162,11 @@ class SentenceTransformerEncoder:
         if options.normalize:
             embeddings = torch.nn.functional.normalize(embeddings, p=2, dim=1)
         return embeddings
+
+    def _run_sample(self) -> torch.Tensor:
+        """Run a few rows of different lengths. Returns (n_rows, dim)."""
+        prepared = self._features.prepare([PROBE_TEXT[:200], PROBE_TEXT[:80], PROBE_TEXT[:10]], None, self._most)
+        return self._forward(self._features.batch(prepared, np.arange(3)), EncodeOptions())
 
     def _find_budget(self, settings: Settings) -> TokenBudget:
         """Take the budget that is set, or the one that this model has on this device."""

@@ -1,0 +1,107 @@
+"""Linear layers packed for oneDNN: the same vectors, and the old layers where something is wrong."""
+
+import numpy as np
+import pytest
+import torch
+
+from tasks.messages import EncodeOptions, ModelSpec
+from tasks.settings import Settings
+from tests.tiny_models import tiny_bert
+from workers.engines import packed_linear
+from workers.engines.packed_linear import PackedLinear, pack_linears
+from workers.engines.sentence_transformer import SentenceTransformerEncoder
+
+
+def layers(model):
+    """Return how many layers are packed, and how many are torch's own."""
+    kinds = [type(module) for module in model.modules()]
+    return kinds.count(PackedLinear), kinds.count(torch.nn.Linear)
+
+
+@pytest.fixture
+def is_fast(monkeypatch):
+    """Let packed layers count as faster, whatever CPU this is."""
+    monkeypatch.setattr(packed_linear, "has_slow_products", lambda: True)
+
+
+@pytest.fixture
+def model():
+    """Return a small model of two layers."""
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(24, 40), torch.nn.GELU(), torch.nn.Linear(40, 8, bias=False)).eval()
+
+
+@pytest.mark.parametrize("shape", [(24,), (1, 24), (7, 24), (2, 3, 24), (0, 24)])
+def test_a_packed_layer_computes_the_same(shape):
+    """For any shape that a linear layer takes."""
+    linear = torch.nn.Linear(24, 40)
+    rows = torch.randn(shape)
+    with torch.inference_mode():
+        torch.testing.assert_close(PackedLinear(linear)(rows), linear(rows))
+
+
+@pytest.mark.usefixtures("is_fast")
+def test_layers_are_replaced_and_vectors_stay(model):
+    """Also a layer without bias."""
+    rows = torch.randn(5, 24)
+    with torch.inference_mode():
+        before = model(rows)
+        assert pack_linears(model, lambda: model(rows))
+        torch.testing.assert_close(model(rows), before)
+    assert layers(model) == (2, 0)
+
+
+@pytest.mark.usefixtures("is_fast")
+def test_a_model_that_reads_its_layers_weights_keeps_them(model):
+    """What a packed layer no longer has would be missed."""
+    rows = torch.randn(5, 24)
+
+    def sample():
+        return torch.nn.functional.linear(rows, model[0].weight)
+
+    assert not pack_linears(model, sample)
+    assert layers(model) == (0, 2)
+    assert sample().shape == (5, 40)
+
+
+@pytest.mark.usefixtures("is_fast")
+def test_other_vectors_bring_the_old_layers_back(model, monkeypatch):
+    """A kernel that is wrong is not used, however fast."""
+    monkeypatch.setattr(PackedLinear, "forward", lambda self, rows: torch.zeros(*rows.shape[:-1], self.out_features))
+    rows = torch.randn(5, 24)
+    assert not pack_linears(model, lambda: model(rows))
+    assert layers(model) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "capability", "is_slow"),
+    [("AuthenticAMD", "AVX512", True), ("GenuineIntel", "AVX512", False), ("AuthenticAMD", "AVX2", False)],
+)
+def test_the_kind_of_cpu_decides(model, monkeypatch, vendor, capability, is_slow):
+    """Not a measurement: slots on machines of one kind shall give the same bits."""
+    monkeypatch.setattr(packed_linear, "cpu_vendor", lambda: vendor)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert pack_linears(model, lambda: model(torch.ones(1, 24))) is is_slow
+    assert layers(model) == ((2, 0) if is_slow else (0, 2))
+
+
+@pytest.mark.usefixtures("is_fast")
+def test_half_precision_is_left_alone(model):
+    """There torch takes oneDNN by itself."""
+    assert not pack_linears(model.to(torch.bfloat16), lambda: torch.zeros(1))
+
+
+@pytest.mark.usefixtures("is_fast")
+def test_an_engine_has_the_same_fingerprint_packed_or_not(tmp_path, monkeypatch):
+    """Slots on different CPUs may work on one job: their vectors differ by rounding alone."""
+    folder = tiny_bert(tmp_path / "model")
+    texts = ["one two three", "river", "word " * 50]
+    settings = Settings(max_batch_tokens=100)
+    packed = SentenceTransformerEncoder(ModelSpec.parse(folder), "cpu", settings)
+    assert layers(packed._model)[0] >= 12
+    monkeypatch.setattr(packed_linear, "has_slow_products", lambda: False)
+    plain = SentenceTransformerEncoder(ModelSpec.parse(folder), "cpu", settings)
+    assert layers(plain._model)[0] == 0
+    assert packed.weights == plain.weights
+    vectors = [engine.encode(texts, EncodeOptions()).vectors for engine in (packed, plain)]
+    np.testing.assert_allclose(*vectors, atol=1e-5)
