@@ -46,9 +46,9 @@ BURIAL_S = 5.0
 #: Seconds before a slot ends that could not report itself, so that its node does not start new ones without pause.
 MUTE_S = 5.0
 
-#: What is encoded to know a first pace: some 40 tokens a row, and enough rows to count.
+#: What is encoded to know a first pace: some 50 tokens a row, and enough rows to count.
 FIRST_TEXT = "It rained for a week, and the river rose above the road to the mill. " * 3
-FIRST_ROWS = 16
+FIRST_ROWS = 10
 
 celery_app.installed.has_engine = True
 
