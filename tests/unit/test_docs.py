@@ -95,10 +95,10 @@ def test_the_configuration_page_names_no_setting_that_is_gone():
 
 
 def test_the_workers_options_stand_beside_their_settings():
-    """Each option of the worker names the setting that it sets; --drain is about a node that runs already."""
+    """Each option of the worker names the setting that it sets; three of them start nothing."""
     rows = table(DOCS / "configuration.md", "The worker's options and variables")
     found = {option.strip("`"): setting.strip("`") for option, setting in rows}
-    assert set(found) == {option for name, option in options() if name == "worker"} - {"--drain"}
+    assert set(found) == {option for name, option in options() if name == "worker"} - {"--drain", "--plan", "--json"}
     assert set(found.values()) <= set(Settings.model_fields)
 
 
