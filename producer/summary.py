@@ -16,7 +16,9 @@ def summary(status: JobStatus, *, out: Sequence[str], seconds: float | None, wor
     """Return the JSON object of a job.
 
     ``seconds`` is of the whole command, ``work_seconds`` from the first chunk taken to the last receipt;
-    ``tokens_per_second`` is over the latter. ``padded_tokens`` counts what went through the model, padding included.
+    ``tokens_per_second`` is over the latter, ``finished_ms`` by the broker's clock. ``tokens`` are those of every row.
+    ``padded_tokens`` counts what went through the model, padding included, and so neither the rows that took the vector
+    of an equal text (``duplicate_rows``) nor those that had one in the cache (``cached_rows``).
     """
     return {
         "job": status.spec.job,
@@ -34,8 +36,11 @@ def summary(status: JobStatus, *, out: Sequence[str], seconds: float | None, wor
         "dim": status.dim,
         "tokens": status.tokens,
         "padded_tokens": status.padded_tokens,
+        "duplicate_rows": status.duplicate_rows,
+        "cached_rows": status.cached_rows,
         "seconds": None if seconds is None else round(seconds, 3),
         "work_seconds": round(status.work_s, 3),
+        "finished_ms": status.finished_ms,
         "tokens_per_second": round(status.tokens / status.work_s, 1) if status.work_s else None,
         "stage_seconds": {stage: round(value, 3) for stage, value in status.seconds.items()},
         "workers": workers,
@@ -45,19 +50,17 @@ def summary(status: JobStatus, *, out: Sequence[str], seconds: float | None, wor
 def print_summary(result: dict[str, Any], console: Console) -> None:
     """Print the same for a person."""
     table = Table(show_header=False, box=None, pad_edge=False)
-    padded, tokens = result["padded_tokens"], result["tokens"]
-    stages = "  ".join(f"{stage} {value:.1f}" for stage, value in result["stage_seconds"].items())
-    truncated = result["truncated_rows"]
+    stages = "  ".join(f"{stage} {value:.1f}" for stage, value in result["stage_seconds"].items() if stage != "idle")
+    truncated, failed = result["truncated_rows"], result["failed_rows"]
     workers = result["workers"]
     speed = result["tokens_per_second"]
     lines = [
         ("job", f"{result['job']} ({result['state']}{': ' + result['reason'] if result['reason'] else ''})"),
-        (
-            "rows",
-            f"{result['rows_done']:,} of {result['rows']:,}; {truncated:,} truncated, {result['failed_rows']:,} failed",
-        ),
-        ("tokens", f"{tokens:,}; {1 - tokens / padded if padded else 0:.1%} padding"),
+        ("rows", f"{result['rows_done']:,} of {result['rows']:,}; {truncated:,} truncated, {failed:,} failed"),
+        *_reused(result),
+        ("tokens", f"{result['tokens']:,}; {_computed(result)}"),
         ("seconds", f"{stages}  (summed over slots)"),
+        *_device(result["stage_seconds"]),
         (
             "speed",
             f"{speed or 0:,.0f} tokens/s over {result['work_seconds']:.1f} s, {workers} worker{'s' * (workers != 1)}",
@@ -69,3 +72,26 @@ def print_summary(result: dict[str, Any], console: Console) -> None:
     for name, value in lines:
         table.add_row(f"[bold]{name}[/bold]", escape(value))
     console.print(table, soft_wrap=True, highlight=False)
+
+
+def _reused(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the line on rows that needed no model, if there were any."""
+    duplicates, cached = result["duplicate_rows"], result["cached_rows"]
+    if not (duplicates or cached):
+        return []
+    share = f" ({cached / result['rows_done']:.1%})" if cached else ""
+    return [("reused", f"{duplicates:,} duplicates, {cached:,}{share} from the cache")]
+
+
+def _computed(result: dict[str, Any]) -> str:
+    """Say what the model computed; its padding can only be told where it computed every row."""
+    tokens, padded = result["tokens"], result["padded_tokens"]
+    if result["duplicate_rows"] or result["cached_rows"]:
+        return f"{padded:,} through the model, padding included"
+    return f"{1 - tokens / padded if padded else 0:.1%} padding"
+
+
+def _device(seconds: dict[str, float]) -> list[tuple[str, str]]:
+    """Return the line on how busy the device was, if the receipts tell it."""
+    model_s, idle_s = seconds["model"], seconds["idle"]
+    return [("device", f"{model_s / (model_s + idle_s):.1%} in the model")] if idle_s else []

@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-#: Seconds for which a cache that failed is left alone. A server that does not answer takes up to 10 s to say so.
+#: Seconds for which a cache that failed is left alone. A server that does not answer costs 5 s each time.
 PAUSE_S = 60.0
 
 

@@ -26,7 +26,7 @@ PART = 1000
 class RedisCache:
     """Values under keys of their own, each with a time at which the server forgets it.
 
-    What the server cannot answer is given up soon: at most two tries of 5 s each.
+    What the server does not answer within 5 s is given up.
 
     Args:
         client: returns bytes, not text.
@@ -36,7 +36,8 @@ class RedisCache:
     def __init__(self, client: redis.Redis, url: str) -> None:
         self._redis = client
         self._url = url
-        client.set_retry(Retry(NoBackoff(), 1))  # once more, as an idle connection may have been cut
+        # Once more, as an idle connection may have been cut; but not after a timeout.
+        client.set_retry(Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)))
 
     def get(self, names: Sequence[bytes]) -> dict[bytes, bytes]:
         """Return what is there of these keys."""
