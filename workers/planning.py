@@ -15,7 +15,8 @@ from workers.devices import Device, find_devices
 from workers.idleness import NOTE_VARIABLE, Idleness, note_path
 from workers.model_size import count_parameters
 
-#: Memory of a slot beside its weights: Python, torch, transformers and buffers (510 MB measured with MiniLM's 90).
+#: Memory of a slot beside its weights: Python, torch, transformers and buffers. Measured with MiniLM's 87 MiB, pages
+#: that slots share parted among them: 480 to 550 MiB for all.
 SLOT_BYTES = 420 * MIB
 #: The same for the fake engine, which imports no torch.
 FAKE_SLOT_BYTES = 80 * MIB
