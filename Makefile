@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := check
-.PHONY: check demo test faults unit lint types contracts format fuzz audit bench-memory clean
+.PHONY: check demo test faults unit lint types contracts format fuzz audit bench-memory bench-chunks bench-start bench-ceiling bench-encode clean
 
 check: lint unit
 
@@ -46,6 +46,18 @@ audit: $(VENV)/dev.stamp  ## known vulnerabilities of what constraints.txt names
 
 bench-memory: $(VENV)/dev.stamp  ## memory of the producer on 2,000,000 rows; the figure stands in docs/scale.md
 	$(BIN)/python tests/benchmarks/producer_memory.py
+
+bench-chunks: $(VENV)/dev.stamp  ## what a chunk costs outside the model, against an empty Celery task
+	$(BIN)/python tests/benchmarks/chunk_cost.py
+
+bench-start: $(VENV)/dev.stamp  ## seconds to the first vector, against a bare script; where they go
+	$(BIN)/python tests/benchmarks/start.py
+
+bench-ceiling: $(VENV)/dev.stamp  ## tokens a second that the machine's matrix products allow
+	$(BIN)/python tests/benchmarks/ceiling.py
+
+bench-encode: $(VENV)/dev.stamp  ## DATA=FOLDER: penstock against sentence-transformers; the table of docs/benchmarks.md
+	$(BIN)/python tests/benchmarks/encode.py $(DATA)
 
 clean:
 	rm -rf $(VENV) out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from producer.cli import app
-from producer.commands import doctor, encode, jobs, parked, recover, remove, worker
+from producer.commands import bench, doctor, encode, jobs, parked, recover, remove, worker
 from tasks.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,14 +27,18 @@ BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 def command():
     """Return the whole command with its subcommands."""
     if not app.registered_commands:
-        for module in (encode, worker, jobs, remove, recover, parked, doctor):
+        for module in (encode, worker, jobs, remove, recover, parked, doctor, bench):
             module.register(app)
     return typer.main.get_command(app)
 
 
 def commands():
-    """Return the subcommands: name -> command."""
-    return dict(command().commands)
+    """Return the subcommands: name -> command; those of a group under both names."""
+    found = {}
+    for name, some in command().commands.items():
+        inner = getattr(some, "commands", None)
+        found |= {f"{name} {own}": each for own, each in inner.items()} if inner else {name: some}
+    return found
 
 
 def options():

@@ -1,0 +1,219 @@
+"""The peers: ways of encoding a corpus with sentence-transformers, each warm before it is timed."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
+import torch
+from sentence_transformers import SentenceTransformer
+
+from tasks import weights
+from tasks.messages import ModelSpec
+from workers.bench.plan import pieces, rows_of_a_piece
+
+#: Seconds that all processes of a peer get to load their model.
+LOAD_S = 600.0
+#: Rows that each process runs before it is timed.
+WARM_ROWS = 32
+#: Seconds without work after which a process of the pool counts as loaded.
+IDLE_S = 1.0
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a peer encodes.
+
+    Attributes:
+        devices: one for each process; ``cpu`` or ``cuda:0``.
+        threads: of each process.
+    """
+
+    model: str
+    devices: tuple[str, ...]
+    threads: int
+    precision: str
+    batch_size: int
+
+    @property
+    def processes(self) -> int:
+        """How many."""
+        return len(self.devices)
+
+
+class Timed(NamedTuple):
+    """Vectors (n_rows, dim) in the order of the texts, and when the work began and ended, in seconds of the clock."""
+
+    vectors: np.ndarray
+    began: float
+    ended: float
+
+
+Encode = Callable[[list[str]], np.ndarray]
+
+
+def load(setup: Setup, device: str) -> SentenceTransformer:
+    """Load the model as a person would who knows how: in the wanted precision, for inference."""
+    spec = ModelSpec.parse(setup.model)
+    model = SentenceTransformer(
+        weights.locate(spec),
+        revision=spec.revision,
+        device=device,
+        model_kwargs={"dtype": DTYPES[setup.precision]},
+    )
+    return model.eval()
+
+
+def run(name: str, setup: Setup, texts: list[str]) -> Timed:
+    """Load a peer, warm it up, and time one encoding of the texts. Loading and warming up do not count."""
+    if name == "ray":
+        return _run_ray(setup, texts)
+    with _WAYS[name](setup) as encode:
+        encode(list(itertools.islice(itertools.cycle(texts), WARM_ROWS * setup.processes)))
+        began = time.time()
+        vectors = encode(texts)
+        return Timed(vectors, began, time.time())
+
+
+@contextmanager
+def _alone(setup: Setup) -> Iterator[Encode]:
+    """One process, all cores: ``model.encode``."""
+    model = load(setup, setup.devices[0])
+    yield lambda texts: model.encode(texts, batch_size=setup.batch_size)
+
+
+@contextmanager
+def _pool(setup: Setup) -> Iterator[Encode]:
+    """The pool of sentence-transformers itself."""
+    model = load(setup, "cpu")
+    pool = model.start_multi_process_pool(list(setup.devices))
+    try:
+        _wait_until_idle([process.pid for process in pool["processes"]])
+        yield lambda texts: model.encode(texts, pool=pool, batch_size=setup.batch_size)
+    finally:
+        model.stop_multi_process_pool(pool)
+
+
+@contextmanager
+def _threads(setup: Setup) -> Iterator[Encode]:
+    """Threads that share one model, each with its share of the texts."""
+    model = load(setup, setup.devices[0])
+    with ThreadPoolExecutor(setup.processes) as executor:
+        yield lambda texts: np.concatenate(
+            list(
+                executor.map(
+                    lambda share: model.encode(share, batch_size=setup.batch_size),
+                    _shares("threads", texts, setup.processes),
+                )
+            )
+        )
+
+
+@contextmanager
+def _processes(setup: Setup) -> Iterator[Encode]:
+    """Processes with a model each, each with its share of the texts."""
+    context = multiprocessing.get_context("spawn")
+    all_ready = context.Barrier(setup.processes + 1)
+    devices = context.SimpleQueue()
+    for device in setup.devices:
+        devices.put(device)
+    with context.Pool(setup.processes, _begin, (setup, devices, all_ready)) as pool:
+        all_ready.wait(LOAD_S)
+        yield lambda texts: np.concatenate(
+            pool.map(_encode_share, _shares("processes", texts, setup.processes), chunksize=1)
+        )
+
+
+_WAYS: dict[str, Callable[[Setup], AbstractContextManager[Encode]]] = {
+    "sentence-transformers": _alone,
+    "pool": _pool,
+    "threads": _threads,
+    "processes": _processes,
+}
+
+#: In a process of ``processes``: its model's encode.
+_own: list[Encode] = []
+
+
+def _begin(setup: Setup, devices: Any, all_ready: Any) -> None:
+    model = load(setup, devices.get())
+    _own.append(lambda texts: model.encode(texts, batch_size=setup.batch_size))
+    all_ready.wait(LOAD_S)
+
+
+def _encode_share(texts: list[str]) -> np.ndarray:
+    return _own[0](texts)
+
+
+def _shares(name: str, texts: Sequence[str], processes: int) -> list[list[str]]:
+    return [[texts[i] for i in rows] for rows in pieces(name, len(texts), processes)]
+
+
+def _wait_until_idle(pids: list[int]) -> None:
+    """Wait until processes have loaded all that they load: those of the pool tell nobody when they are ready."""
+    deadline = time.monotonic() + LOAD_S
+    spent = [0.0] * len(pids)
+    while time.monotonic() < deadline:
+        time.sleep(IDLE_S)
+        now = [sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids]
+        if now == spent:
+            return
+        spent = now
+
+
+class _RayActor:
+    """A process of Ray Data, with a model of its own."""
+
+    def __init__(self, setup: Setup, device: str) -> None:
+        torch.set_num_threads(setup.threads)
+        self._model = load(setup, device)
+        self._batch_size = setup.batch_size
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        began = time.time()
+        vectors = self._model.encode(list(batch["text"]), batch_size=self._batch_size)
+        times = np.full(len(vectors), began), np.full(len(vectors), time.time())
+        return {"row": batch["row"], "vector": vectors, "began": times[0], "ended": times[1]}
+
+
+def _run_ray(setup: Setup, texts: list[str]) -> Timed:
+    """Ray Data: ``map_batches`` over a pool of actors. The time is from the first batch's begin to the last one's end.
+
+    Its actors live as long as one run of the dataset, so there is no warming up but for their loading.
+    """
+    import ray
+
+    is_on_gpu = setup.devices[0] != "cpu"
+    ray.init(
+        num_cpus=setup.processes * setup.threads,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"OMP_NUM_THREADS": str(setup.threads)}},
+    )
+    try:
+        ray.data.DataContext.get_current().wait_for_min_actors_s = LOAD_S
+        rows = ray.data.from_items([{"row": i, "text": text} for i, text in enumerate(texts)]).map_batches(
+            _RayActor,
+            fn_constructor_args=(setup, "cuda" if is_on_gpu else "cpu"),
+            batch_size=rows_of_a_piece(len(texts), setup.processes),
+            compute=ray.data.ActorPoolStrategy(size=setup.processes),
+            num_cpus=setup.threads,
+            num_gpus=len(set(setup.devices)) / setup.processes if is_on_gpu else None,
+        )
+        found = sorted(rows.take_all(), key=lambda row: int(row["row"]))
+    finally:
+        ray.shutdown()
+    return Timed(
+        np.stack([row["vector"] for row in found]),
+        min(float(row["began"]) for row in found),
+        max(float(row["ended"]) for row in found),
+    )
