@@ -57,8 +57,8 @@ def find_devices(settings: Settings) -> list[Device]:
         return _cpus(["cpu"], settings.workers)
     if not found:
         raise UsageError(
-            f"--devices {settings.devices}: no CUDA device is usable here (nvidia-smi lists none, or torch is a CPU "
-            "build)."
+            f"--devices {settings.devices}: no CUDA device is usable here (nvidia-smi is missing or lists none, "
+            "CUDA_VISIBLE_DEVICES hides them, or torch is a CPU build)."
         )
     if asked not in (["auto"], ["cuda"]):
         found = _named(asked, found)

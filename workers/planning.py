@@ -40,7 +40,7 @@ class NodePlan:
 
     Attributes:
         slot_bytes: memory of the device that a slot is expected to take.
-        slots_why: what decided the number of slots; ``threads_why`` likewise.
+        slots_why: what decided the number of slots; ``threads_why`` and ``slot_bytes_why`` likewise.
         note: where the node notes how idle its device is; None on a CPU.
     """
 
@@ -50,6 +50,7 @@ class NodePlan:
     slot_bytes: int = 0
     slots_why: str = ""
     threads_why: str = ""
+    slot_bytes_why: str = ""
     note: Path | None = None
 
     def environment(self) -> dict[str, str]:
@@ -115,6 +116,7 @@ class _Planning:
             slot_bytes=self._slot_bytes,
             slots_why=slots_why,
             threads_why=threads_why,
+            slot_bytes_why=self._slot_bytes_why,
             note=None if self.device.is_cpu else note_path(self.settings, self.spec, self.device.title),
         )
 
@@ -150,8 +152,19 @@ class _Planning:
     def _slot_bytes(self) -> int:
         if self.spec.engine == "fake":
             return FAKE_SLOT_BYTES if self.device.is_cpu else 0
-        size = PARAMETER_BYTES.get(self.settings.precision, 4 if self.device.is_cpu else 2)
-        return (SLOT_BYTES if self.device.is_cpu else CUDA_SLOT_BYTES) + size * (self.parameters or 0)
+        return (SLOT_BYTES if self.device.is_cpu else CUDA_SLOT_BYTES) + self._parameter_bytes * (self.parameters or 0)
+
+    @property
+    def _slot_bytes_why(self) -> str:
+        if self.spec.engine == "fake":
+            return "no weights"
+        if self.parameters is None:
+            return "and the weights, once they are here"
+        return f"with {self.parameters / 1e6:.0f} million parameters of {self._parameter_bytes} bytes"
+
+    @property
+    def _parameter_bytes(self) -> int:
+        return PARAMETER_BYTES.get(self.settings.precision, 4 if self.device.is_cpu else 2)
 
     @property
     def _most_by_memory(self) -> int | None:

@@ -54,6 +54,7 @@ def describe(plan: NodePlan, memory_ratio: float) -> dict[str, Any]:
         "memory_ratio": memory_ratio,
         "room_bytes": memory and memory.room_bytes(memory_ratio),
         "slot_bytes": plan.slot_bytes,
+        "slot_bytes_why": plan.slot_bytes_why,
         "all_slots_bytes": plan.slots * plan.slot_bytes,
         "environment": plan.environment(),
     }
@@ -88,7 +89,7 @@ def _rows(plan: NodePlan, memory_ratio: float) -> list[tuple[str, str, str]]:
         ("slots", str(plan.slots), plan.slots_why),
         ("threads of a slot", str(plan.threads), plan.threads_why),
         ("pinned to", pinned, reason),
-        ("memory of a slot", _gib(plan.slot_bytes), "expected, weights included"),
+        ("memory of a slot", _gib(plan.slot_bytes), plan.slot_bytes_why),
         ("memory in all", _gib(needed), room),
     ]
 

@@ -118,13 +118,15 @@ def test_weights_count_once_per_slot_in_the_precision_of_the_device(host, model)
     host.has_memory(free=16 * GIB + int(3.1 * (SLOT_BYTES + 4 * 500_000_000)))
     assert plan(spec)[0].slots == 3
     assert plan(spec)[0].slot_bytes == SLOT_BYTES + 2_000_000_000
+    assert plan(spec)[0].slot_bytes_why == "with 500 million parameters of 4 bytes"
     assert plan(spec, precision="bf16")[0].slot_bytes == SLOT_BYTES + 1_000_000_000
 
 
 def test_a_model_that_is_not_here_yet_counts_without_its_weights(host):
     """Its size is known once it is fetched."""
     host.has_memory(free=16 * GIB + int(4.5 * SLOT_BYTES))
-    assert plan(HUB)[0].slots == 4
+    (node,) = plan(HUB)
+    assert (node.slots, node.slot_bytes_why) == (4, "and the weights, once they are here")
 
 
 def test_the_user_has_the_last_word(host):

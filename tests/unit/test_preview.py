@@ -36,6 +36,7 @@ def test_a_person_sees_each_node_with_its_reasons(host, capsys):
         "slots|4|4 physical cores / 1 thread",
         "threads of a slot|1|4 physical cores / 4 slots",
         "pinned to|CPUs 4-7|of NUMA node 1",
+        "memory of a slot|0.1 GiB|no weights",
         "memory in all|0.3 GiB|24.0 GiB left below 80% of 40.0 GiB",
     } <= cells
     assert "PENSTOCK_SHOWN_DEVICE=cpu:1" in said
