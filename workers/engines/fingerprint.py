@@ -1,0 +1,25 @@
+"""The fingerprint of a loaded model."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from sentence_transformers import SentenceTransformer
+
+#: Elements of each tensor that enter the fingerprint; all of a smaller one.
+FINGERPRINT_ELEMENTS = 65_536
+
+
+def fingerprint_of(model: SentenceTransformer) -> str:
+    """Hash what the vectors depend on: modules, token limit, a sample of every tensor, what an export was made for."""
+    digest = hashlib.blake2b(digest_size=8)
+    digest.update(repr([type(module).__name__ for module in model]).encode())
+    digest.update(repr(model.max_seq_length).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // FINGERPRINT_ELEMENTS)].cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(sample.view(torch.uint8).numpy().tobytes())
+    digest.update(getattr(getattr(model[0], "model", None), "identity", "").encode())
+    return digest.hexdigest()
