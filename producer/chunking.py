@@ -6,7 +6,8 @@ The same rows with the same limits give the same chunks, so a command run again 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,13 @@ _TYPES: dict[frozenset[str], str] = {
 
 #: One encoder for all rows; ``json.dumps`` builds one a call.
 _to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
+
+#: How many chunks at the end of a corpus are cut anew, each piece this share of what is left but no smaller than this
+#: many bytes: some half a second of a CPU's work with a small model.
+TAPERED_CHUNKS, TAPER, LEAST_BYTES = 2, 1 / 16, 8192
+
+_Sized = tuple[Row, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +66,9 @@ class Chunk:
 
 
 def cut_chunks(rows: Iterable[Row], *, chunk_rows: int, chunk_bytes: int, keeps: bool) -> Iterator[Chunk]:
-    """Cut rows into chunks; one chunk is in memory.
+    """Cut rows into chunks; the last ones are smaller and smaller, so that all slots end at about the same time.
+
+    At most four chunks are in memory.
 
     Args:
         rows: the corpus, in order.
@@ -66,17 +76,44 @@ def cut_chunks(rows: Iterable[Row], *, chunk_rows: int, chunk_bytes: int, keeps:
         chunk_bytes: at most so many UTF-8 bytes of text in a chunk; a longer row is a chunk of its own.
         keeps: whether the rows carry kept values.
     """
-    number = first_row = n_bytes = 0
-    held: list[Row] = []
+    first_row = 0
+    whole = _cut(_sized(rows), chunk_rows, lambda _: chunk_bytes)
+    for number, held in enumerate(_taper(whole, chunk_rows) if chunk_bytes > LEAST_BYTES else whole):
+        yield _chunk_of([row for row, _ in held], number, first_row, sum(size for _, size in held), keeps=keeps)
+        first_row += len(held)
+
+
+def _sized(rows: Iterable[Row]) -> Iterator[_Sized]:
+    """Yield rows with the UTF-8 bytes of their texts."""
     for row in rows:
-        size = len(row.text) if row.text.isascii() else len(row.text.encode())
-        if held and (len(held) == chunk_rows or n_bytes + size > chunk_bytes):
-            yield _chunk_of(held, number, first_row, n_bytes, keeps=keeps)
-            number, first_row, n_bytes, held = number + 1, first_row + len(held), 0, []
+        yield row, len(row.text) if row.text.isascii() else len(row.text.encode())
+
+
+def _cut(rows: Iterable[_Sized], most_rows: int, most_bytes: Callable[[int], int]) -> Iterator[list[_Sized]]:
+    """Yield runs of rows within both limits; the one in bytes is asked for with the bytes of the runs before."""
+    held: list[_Sized] = []
+    n_bytes = passed = 0
+    for row in rows:
+        if held and (len(held) == most_rows or n_bytes + row[1] > most_bytes(passed)):
+            yield held
+            passed += n_bytes
+            held, n_bytes = [], 0
         held.append(row)
-        n_bytes += size
+        n_bytes += row[1]
     if held:
-        yield _chunk_of(held, number, first_row, n_bytes, keeps=keeps)
+        yield held
+
+
+def _taper(runs: Iterable[list[_Sized]], most_rows: int) -> Iterator[list[_Sized]]:
+    """Pass runs on, and cut the last ones anew: each piece is a share of what is left then."""
+    waiting: deque[list[_Sized]] = deque()
+    for run in runs:
+        waiting.append(run)
+        if len(waiting) > TAPERED_CHUNKS:
+            yield waiting.popleft()
+    rest = [row for run in waiting for row in run]
+    total = sum(size for _, size in rest)
+    yield from _cut(rest, most_rows, lambda passed: max(LEAST_BYTES, int((total - passed) * TAPER)))
 
 
 def _chunk_of(rows: Sequence[Row], number: int, first_row: int, n_bytes: int, *, keeps: bool) -> Chunk:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producer.chunking import KeptTypes, cut_chunks
+from producer.chunking import LEAST_BYTES, KeptTypes, cut_chunks
 from producer.rows import Row
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -51,6 +51,30 @@ def test_a_chunk_respects_both_limits_or_is_one_long_row(rows, chunk_rows, chunk
     for chunk, after in itertools.pairwise(chunks):
         is_full = chunk.n_rows == chunk_rows
         assert is_full or chunk.n_bytes + len(after.texts[0].encode()) > chunk_bytes
+
+
+def test_the_last_chunks_become_smaller():
+    """So that no slot works long after the others; a job of one chunk's rows keeps all slots busy too."""
+    sizes = [chunk.n_bytes for chunk in cut(rows_of(*["x" * 100] * 20_000), chunk_rows=10**6, chunk_bytes=200_000)]
+    assert sizes[:8] == [200_000] * 8
+    assert sum(sizes) == 2_000_000
+    assert sizes[8:] == sorted(sizes[8:], reverse=True)
+    assert sizes[8] == 25_000
+    assert max(sizes[-5:]) <= LEAST_BYTES
+    assert len(sizes) < 50
+
+
+def test_a_small_corpus_is_shared_out_too():
+    """One chunk's rows are enough work for several slots; less than that is not worth cutting."""
+    sizes = [chunk.n_bytes for chunk in cut(rows_of(*["x" * 100] * 1000), chunk_rows=10**6, chunk_bytes=200_000)]
+    assert (len(sizes), max(sizes)) == (13, 8100)
+    assert len(cut(rows_of(*["x" * 100] * 80), chunk_rows=10**6, chunk_bytes=200_000)) == 1
+
+
+def test_tapering_keeps_the_row_limit():
+    """Rows without a byte are limited by their number alone."""
+    chunks = cut(rows_of(*[""] * 1000), chunk_rows=300, chunk_bytes=200_000)
+    assert [chunk.n_rows for chunk in chunks] == [300, 300, 300, 100]
 
 
 @given(rows=ROWS, **LIMITS)
