@@ -132,7 +132,7 @@ def _load(settings: Settings, pulse: Pulse) -> Slot:
     spec, url, ledger = model_spec(settings), broker_url(settings), pulse.ledger
     store = open_store(settings.store_url or url, redis_limit_bytes=settings.redis_store_limit_bytes)
     pulse.change(store_id=retry_transient(lambda: store_id(store), for_s=math.inf))
-    device = "cpu" if pulse.status.device == "cpu" else "cuda"
+    device = "cpu" if pulse.status.device.startswith("cpu") else "cuda"
     # Last, because it takes longest; imported here, because the parent must not import torch.
     from workers.engines import load_encoder, loads
 
