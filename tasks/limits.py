@@ -63,6 +63,12 @@ class Pace:
         before = self._s_per_unit
         self._s_per_unit = newest if before is None else (1 - NEWEST) * before + NEWEST * newest
 
+    def scale(self, share: float) -> None:
+        """Count only a share of the piece: the rest of it turned out to be no work."""
+        if self._piece is not None:
+            amount, started = self._piece
+            self._piece = share * amount, started
+
     def drop(self) -> None:
         """Forget the piece: it was not finished."""
         self._piece = None
@@ -114,6 +120,10 @@ class TimeLimits:
         finally:
             self._batch.drop()
             self._rows.drop()
+
+    def computed(self, share: float) -> None:
+        """Say which share of the rows the engine computed; the others were quick, and teach nothing of its pace."""
+        self._rows.scale(share)
 
     def batch(self, padded_tokens: int) -> None:
         """Note that a batch starts, and with it that the one before has ended."""

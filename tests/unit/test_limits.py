@@ -114,6 +114,21 @@ def test_small_pieces_teach_nothing(clock):
     assert pace.limit_s(1_000_000) == UNMEASURED
 
 
+def test_rows_from_a_cache_do_not_shorten_the_limit_of_others(clock):
+    """After any number of chunks that were known, one that is new has the time that its rows need."""
+    said = []
+    slot_limits = TimeLimits(1, said.append)
+    with slot_limits.rows(100_000):
+        clock.now += 100
+    before = slot_limits._rows.limit_s(100_000)
+    for share in (0.0, 0.001, 0.5) * 30:
+        with slot_limits.rows(100_000):
+            clock.now += 100 * share
+            slot_limits.computed(share)
+    assert slot_limits._rows.limit_s(100_000) == pytest.approx(before)
+    assert said == []
+
+
 def test_work_that_hangs_ends_the_process():
     """A thread finds it, whatever the main one does."""
     reasons = []
