@@ -16,7 +16,7 @@ import typer
 
 from producer.commands import options as shared
 from producer.corpus import read_files
-from tasks.errors import BadInput, OutputExists, UsageError
+from tasks.errors import OutputExists, UsageError
 from tasks.messages import ModelSpec
 
 _EXAMPLES = """
@@ -99,12 +99,7 @@ def _copy(corpus: str, text_field: str, max_rows: int, target: Path) -> None:
     """Write the first rows of a corpus as the JSON Lines that all contenders read."""
     rows = read_files([corpus], text_field=text_field, id_field=None, keep_fields=()).rows
     with target.open("w", encoding="utf-8") as file:
-        n_rows = 0
-        for row in itertools.islice(rows, max_rows):
-            file.write(json.dumps({"text": row.text}) + "\n")
-            n_rows += 1
-    if not n_rows:
-        raise BadInput(f"{corpus}: there are no rows in it.")
+        file.writelines(json.dumps({"text": row.text}) + "\n" for row in itertools.islice(rows, max_rows))
 
 
 def _run(command: list[str]) -> int:

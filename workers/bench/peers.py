@@ -17,6 +17,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from tasks import weights
+from tasks.errors import ModelNotFound
 from tasks.messages import ModelSpec
 from workers.bench.plan import pieces, rows_of_a_piece
 
@@ -62,14 +63,18 @@ Encode = Callable[[list[str]], np.ndarray]
 
 
 def load(setup: Setup, device: str) -> SentenceTransformer:
-    """Load the model as a person would who knows how: in the wanted precision, for inference."""
+    """Load the model as a person would who knows how: in the wanted precision, for inference.
+
+    Raises:
+        ModelNotFound: its files are not there or cannot be read.
+    """
     spec = ModelSpec.parse(setup.model)
-    model = SentenceTransformer(
-        weights.locate(spec),
-        revision=spec.revision,
-        device=device,
-        model_kwargs={"dtype": DTYPES[setup.precision]},
-    )
+    place, dtype = weights.locate(spec), DTYPES[setup.precision]
+    try:
+        model = SentenceTransformer(place, revision=spec.revision, device=device, model_kwargs={"dtype": dtype})
+    except (OSError, ValueError, KeyError) as exc:
+        reason = str(exc).strip().split("\n", 1)[0]
+        raise ModelNotFound(f"--model {spec} cannot be loaded: {reason}", model=str(spec)) from exc
     return model.eval()
 
 

@@ -123,7 +123,7 @@ class Bench:
         folder = self._new_folder()
         watched, result = self._run_task(alone, folder)
         if "error" in result:
-            raise Permanent(f"--model {self._plan.model} cannot be run: {result['error']}.")
+            raise Permanent(result["error"])
         sizes = ", ".join(map(str, _best_sizes(result)))
         self._say(f"best batch sizes of sentence-transformers in {precision}: {sizes} ({watched.seconds:.0f} s)")
         return result

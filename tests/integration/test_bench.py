@@ -1,0 +1,69 @@
+"""A bench of real processes with a tiny model: what is in the file and on the screen, not how fast anything is."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from tests.tiny_models import WORDS, tiny_bert
+from workers.bench.figures import Corpus
+from workers.bench.plan import SENTENCE_TRANSFORMERS, Contender
+
+TEXTS = [" ".join(WORDS[: 1 + i * 7 % len(WORDS)] * (1 + i % 4)) for i in range(40)]
+
+
+@pytest.mark.timeout(900)
+def test_a_bench_runs_everybody_and_writes_figures_and_plot(tmp_path):
+    """penstock, sentence-transformers at two batch sizes, a pool of threads, one peer that is not installed."""
+    model = tiny_bert(tmp_path / "model")
+    (tmp_path / "corpus.txt").write_text("\n".join(TEXTS) + "\n")
+    command = [
+        *(sys.executable, "-P", "-m", "producer.cli", "bench", "encode", "--corpus", "corpus.txt", "--model", model),
+        *("--peers", "sentence-transformers,threads,ray", "--processes", "2", "--rounds", "1", "--out", "bench.json"),
+    ]
+    (tmp_path / "block").mkdir()
+    (tmp_path / "block" / "ray.py").write_text("raise ModuleNotFoundError('no', name='ray')\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "block"), "TMPDIR": str(tmp_path / "block")}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+    found = json.loads((tmp_path / "bench.json").read_text())
+    rows = {row["name"]: row for row in found["contenders"]}
+    assert list(rows) == ["penstock", "sentence-transformers", "threads", "ray", "ceiling"]
+    assert len(found["contenders"]) == 6
+    assert rows["ray"]["errors"] == ["ray is not installed"]
+    for name in ("penstock", "sentence-transformers", "threads"):
+        row = rows[name]
+        assert row["errors"] == []
+        assert row["tokens_per_s"]["median"] > 0
+        assert row["ratio"]["median"] > 0
+        assert row["peak_bytes"] > 10**7
+        assert 0 <= row["padding"] < 1
+    assert rows["ceiling"]["tokens_per_s"]["median"] > 0
+    assert found["corpus"]["rows"] == len(TEXTS)
+    assert found["machine"]["versions"]["torch"]
+    assert set(found["batch_sizes"]["fp32"]["batch_seconds"]) == {"4", "8", "16", "32", "64", "128", "256"}
+
+    assert "penstock 2 x 1" in done.stdout
+    assert "failed: ray is not installed" in done.stdout
+    assert "round 1 of 1: penstock 2 x 1:" in done.stderr
+    assert (tmp_path / "bench.svg").read_text().startswith("<?xml")
+    assert [path.name for path in (tmp_path / "block").iterdir() if path.name.startswith("penstock-bench")] == []
+
+
+@pytest.mark.parametrize("batch_size", [4, 16, 64])
+def test_the_padding_that_is_counted_is_what_the_model_is_fed(tmp_path, batch_size):
+    """Without looking into it while it is timed."""
+    model = SentenceTransformer(tiny_bert(tmp_path / "model"), device="cpu")
+    fed = []
+    model[0].register_forward_pre_hook(lambda _, arguments: fed.append(arguments[0]["input_ids"].numel()))
+    model.encode(TEXTS, batch_size=batch_size)
+    lengths = np.array([len(model.tokenizer(text)["input_ids"]) for text in TEXTS])
+    counts = Corpus(lengths, np.array([len(text) for text in TEXTS]))
+    assert counts.padded_tokens(Contender(SENTENCE_TRANSFORMERS, 1, 1, batch_size=batch_size)) == sum(fed)
