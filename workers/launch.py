@@ -30,7 +30,7 @@ POLL_S = 0.5
 
 
 def main() -> int:
-    """Plan and start the nodes. Returns the exit status, or never if this process becomes the node."""
+    """Plan and start the nodes. Returns the exit status, when they have ended."""
     try:
         settings = Settings.load()
         spec = model_spec(settings)
@@ -43,11 +43,14 @@ def main() -> int:
     for plan in plans:
         slots = f"{plan.slots} slot{'s' * (plan.slots > 1)} x {plan.threads} thread{'s' * (plan.threads > 1)}"
         _say(f"{spec} on {plan.device}, {slots}, broker {url}")
-    if len(plans) == 1:
-        arguments = _command(plans[0])
-        _pin(plans[0].device)
-        os.execve(arguments[0], arguments, _environment(plans[0]))  # noqa: S606
-    return _supervise(plans)
+    if len(plans) > 1:
+        return _supervise(plans)
+    _pin(plans[0].device)
+    os.environ.update(_environment(plans[0]))  # the slots are new processes, and start with it
+    # Imported here, because a supervisor needs no Celery.
+    from workers.run_node import run_node
+
+    return run_node(_name(plans[0]), plans[0].slots)
 
 
 def _check_cache(settings: Settings) -> None:
@@ -59,14 +62,9 @@ def _check_cache(settings: Settings) -> None:
         cache.close()
 
 
-def _command(plan: NodePlan) -> list[str]:
+def _name(plan: NodePlan) -> str:
     device = "-".join(plan.device.name.replace(":", "").split("-")[:2])  # of a UUID its beginning
-    name = f"{device}-{secrets.token_hex(3)}@%h"
-    return [
-        *(sys.executable, "-P", "-m", "celery", "--quiet", "-A", "tasks.app", "worker", "-I", "workers.boot"),
-        *("--pool", "prefork", "--concurrency", str(plan.slots), "--hostname", name),
-        *("--loglevel", "WARNING", "--without-gossip", "--without-mingle"),
-    ]
+    return f"{device}-{secrets.token_hex(3)}@%h"
 
 
 def _environment(plan: NodePlan) -> dict[str, str]:
@@ -101,7 +99,8 @@ class _Child:
         environment = {**_environment(self.plan), LIFELINE_VARIABLE: "1"}
         cpus = usable_cpus()
         _pin(self.plan.device)  # the node inherits it
-        self.process = subprocess.Popen(_command(self.plan), env=environment, stdin=subprocess.PIPE)
+        command = [sys.executable, "-P", "-m", "workers.run_node", _name(self.plan), str(self.plan.slots)]
+        self.process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE)
         if self.plan.device.cpus:
             os.sched_setaffinity(0, cpus)
         self.started = time.monotonic()

@@ -23,7 +23,7 @@ def victims(pid: int) -> dict[str, psutil.Process]:
             found["guard"] = process
         elif "valkey-server" in line:
             found["server"] = process
-        elif "workers.boot" in line and process.ppid() == pid:
+        elif "workers.launch" in line and process.ppid() == pid:
             found["node"] = process
     return found
 

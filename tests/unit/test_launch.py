@@ -128,5 +128,4 @@ def test_cpus_that_went_away_are_said_and_the_node_runs_all_the_same(capsys):
 )
 def test_a_node_is_called_by_its_device(device, name):
     """By the beginning of a UUID; the random part keeps nodes apart."""
-    command = launch._command(NodePlan(Device(device), 1, 1))
-    assert re.fullmatch(rf"{name}-[0-9a-f]{{6}}@%h", command[command.index("--hostname") + 1])
+    assert re.fullmatch(rf"{name}-[0-9a-f]{{6}}@%h", launch._name(NodePlan(Device(device), 1, 1)))
