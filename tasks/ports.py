@@ -46,6 +46,8 @@ class Encoder(Protocol):
 
     #: Content fingerprint of the loaded weights: two slots with the same one give the same vectors.
     weights: str
+    #: The device and the libraries: with the weights, what the bits of a reproducible vector depend on.
+    place: str
 
     @property
     def batch_tokens(self) -> int:

@@ -20,7 +20,7 @@ class CountingEncoder:
 
     def __init__(self, weights: str = "weights-1") -> None:
         self._fake = FakeEncoder("fake:dim=4,limit=3", Settings(max_batch_tokens=1000))
-        self.weights = weights
+        self.weights, self.place = weights, "a CPU"
         self.batch_tokens = 1000
         self.seen: list[str] = []
         self.made: list[Encoded] = []

@@ -134,9 +134,10 @@ def _load(settings: Settings, pulse: Pulse) -> Slot:
     pulse.change(store_id=retry_transient(lambda: store_id(store), for_s=math.inf))
     device = "cpu" if pulse.status.device.startswith("cpu") else "cuda"
     # Last, because it takes longest; imported here, because the parent must not import torch.
+    from workers.caching import wrap
     from workers.engines import load_encoder, loads
 
-    encoder = load_encoder(spec, device, settings)
+    encoder = wrap(load_encoder(spec, device, settings), settings)
     limits = TimeLimits(settings.stall_s)
     with limits.rows(len(FIRST_TEXT) * FIRST_ROWS):  # so that a first pace is known
         encoder.encode([FIRST_TEXT] * FIRST_ROWS, EncodeOptions(), limits.batch)

@@ -31,20 +31,19 @@ log = logging.getLogger(__name__)
 PAUSE_S = 60.0
 
 
-def wrap(encoder: Encoder, settings: Settings, place: str = "") -> Encoder:
+def wrap(encoder: Encoder, settings: Settings) -> Encoder:
     """Put before an encoder what the settings ask for: a cache, and that equal texts are computed once.
 
     Args:
         encoder: computes vectors.
         settings: ``deduplicate`` and ``cache_url`` count.
-        place: device and libraries, see CachingEncoder.
 
     Raises:
         UsageError: the cache cannot be used.
     """
     cache = open_cache(settings.cache_url)
     if cache is not None:
-        encoder = CachingEncoder(encoder, cache, place)
+        encoder = CachingEncoder(encoder, cache)
     return DistinctEncoder(encoder) if settings.deduplicate else encoder
 
 
@@ -53,23 +52,19 @@ class CachingEncoder(EncoderBefore):
 
     Args:
         encoder: computes the others.
-        cache: keeps vectors by weights, options and text. Rows with an error never go there.
-        place: device and libraries. The bits of a vector depend on them, so where they are not known, reproducible jobs
-            go without the cache.
+        cache: keeps vectors by weights, options and text, those of reproducible jobs by device and libraries as well.
+            Rows with an error never go there.
     """
 
-    def __init__(self, encoder: Encoder, cache: Cache, place: str = "") -> None:
+    def __init__(self, encoder: Encoder, cache: Cache) -> None:
         super().__init__(encoder)
         self._cache = PatientCache(cache)
-        self._place = place
 
     def encode(
         self, texts: Sequence[str], options: EncodeOptions, on_batch: Callable[[int], None] = lambda _: None
     ) -> Encoded:
         """Encode texts in their order."""
-        if options.reproducible and not self._place:
-            return self._encoder.encode(texts, options, on_batch)
-        place = self._place if options.reproducible else ""
+        place = self.place if options.reproducible else ""
         names = name_texts(texts, self.weights, options, place)
         known = self._read(names, self.dim(options))
         unknown = [row for row in range(len(texts)) if row not in known]

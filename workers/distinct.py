@@ -18,7 +18,7 @@ class EncoderBefore:
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
-        self.weights = encoder.weights
+        self.weights, self.place = encoder.weights, encoder.place
 
     @property
     def batch_tokens(self) -> int:

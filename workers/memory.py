@@ -46,7 +46,7 @@ class DeviceMemory:
             return machine.host_memory().room_bytes(self.ratio)
         free, total = torch.cuda.mem_get_info()
         free += torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        return machine.Capacity(int(total), int(free)).room_bytes(self.ratio)
+        return machine.Memory(int(total), int(free)).room_bytes(self.ratio)
 
     def reset_peak(self) -> None:
         """Begin to measure ``peak_bytes`` anew, where the device can."""

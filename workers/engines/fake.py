@@ -50,6 +50,7 @@ class FakeEncoder:
         self._row_s = values["ms_per_row"] / 1000
         self._has_faults = bool(values["faults"])
         self.batch_tokens = settings.max_batch_tokens or BATCH_TOKENS
+        self.place = "anywhere"
         self.weights = f"fake-{self._dim}-{self._limit}"
         time.sleep(values["load_s"])
 

@@ -59,7 +59,10 @@ class SentenceTransformerEncoder:
         self.weights = _fingerprint(self._model)
         if device == "cpu" and not settings.compile:
             pack_linears(self._model, self._run_sample)
-        self._budget = self._find_budget(settings)
+        self._memory = DeviceMemory(device, settings.memory_ratio)
+        facts = self._facts(settings)
+        self.place = " ".join(facts.values())
+        self._budget = self._find_budget(settings, facts)
 
     @property
     def batch_tokens(self) -> int:
@@ -168,9 +171,20 @@ class SentenceTransformerEncoder:
         prepared = self._features.prepare([PROBE_TEXT[:200], PROBE_TEXT[:80], PROBE_TEXT[:10]], None, self._most)
         return self._forward(self._features.batch(prepared, np.arange(3)), EncodeOptions())
 
-    def _find_budget(self, settings: Settings) -> TokenBudget:
+    def _facts(self, settings: Settings) -> dict[str, str]:
+        """Return what the speed and the bits of this engine depend on."""
+        return {
+            "weights": self.weights,
+            "device": device_name(self._device),
+            "threads": str(torch.get_num_threads()),
+            "precision": settings.precision,
+            "backend": settings.backend,
+            "compile": str(settings.compile),
+            **{package: version(package) for package in ("torch", "transformers", "sentence-transformers", "penstock")},
+        }
+
+    def _find_budget(self, settings: Settings, facts: dict[str, str]) -> TokenBudget:
         """Take the budget that is set, or the one that this model has on this device."""
-        self._memory = DeviceMemory(self._device, settings.memory_ratio)
         if settings.max_batch_tokens:
             return TokenBudget(settings.max_batch_tokens, self._memory)
         prepared = self._features.prepare([PROBE_TEXT], None, min(PROBE_ROW_TOKENS, self._most))
@@ -180,16 +194,7 @@ class SentenceTransformerEncoder:
             rows = np.zeros(max(1, tokens // length), np.int64)
             self._forward(self._features.batch(prepared, rows), EncodeOptions()).float().cpu()
 
-        name = {
-            "weights": self.weights,
-            "device": device_name(self._device),
-            "threads": str(torch.get_num_threads()),
-            "precision": settings.precision,
-            "backend": settings.backend,
-            "compile": str(settings.compile),
-            **{package: version(package) for package in ("torch", "transformers", "sentence-transformers", "penstock")},
-        }
-        found = budget.find(settings.state_dir.expanduser() / "devices", name, run, self._memory)
+        found = budget.find(settings.state_dir.expanduser() / "devices", facts, run, self._memory)
         return TokenBudget(found.tokens, self._memory, found.bytes_per_token)
 
 
