@@ -240,7 +240,7 @@ def test_backends_keep_to_the_slot_s_threads(load, tiny, monkeypatch) -> None:
     import onnxruntime
     import openvino
 
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     sessions, graphs = [], []
     make_session, compile_graph = onnxruntime.InferenceSession, openvino.Core.compile_model
 
@@ -256,9 +256,9 @@ def test_backends_keep_to_the_slot_s_threads(load, tiny, monkeypatch) -> None:
     monkeypatch.setattr(openvino.Core, "compile_model", note_graph)
     load(tiny, backend="onnx")
     load(tiny, backend="openvino")
-    assert [session.get_session_options().intra_op_num_threads for session in sessions] == [3]
+    assert [session.get_session_options().intra_op_num_threads for session in sessions] == [1]
     (graph,) = graphs
-    assert graph.get_property("INFERENCE_NUM_THREADS") == 3
+    assert graph.get_property("INFERENCE_NUM_THREADS") == 1
     assert graph.get_property("ENABLE_CPU_PINNING") is False
 
 

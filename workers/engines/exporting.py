@@ -86,7 +86,7 @@ def export_model(model: SentenceTransformer, backend: str, precision: str, state
     if not file.is_file():
         _export(model, backend, names, file)
     run = runtimes.OPEN[backend](file, precision, torch.get_num_threads())
-    first.model = ExportedTransformer(first.model.config, run, f"{backend} {precision} {weights}")
+    first.model = ExportedTransformer(first.model.config, run, f"{backend} {precision} {weights}").eval()
     if not (cosine := worst_cosine(probe(model), expected)) >= LEAST_COSINE[precision]:
         raise UsageError(f"--backend {backend} gives other vectors for this model (cosine {cosine:.4f}). Leave it out.")
 

@@ -13,13 +13,14 @@ BATCHES = (
 )
 
 
-@torch.inference_mode()
 def probe(model: SentenceTransformer) -> torch.Tensor:
     """Return the vectors of the rows above. (n_rows, dim) float32 on the CPU."""
-    vectors = [
-        model(batch_to_device(model.preprocess(texts), model.device))["sentence_embedding"].float().cpu()
-        for texts in BATCHES
-    ]
+    vectors = []
+    for texts in BATCHES:
+        # Outside of inference mode, as the engine makes its batches: compiled code tells such tensors apart.
+        features = batch_to_device(model.preprocess(texts), model.device)
+        with torch.inference_mode():
+            vectors.append(model(features)["sentence_embedding"].float().cpu())
     return torch.cat(vectors)
 
 
