@@ -62,6 +62,10 @@ def _check_cache(settings: Settings) -> None:
         cache.close()
 
 
+def _command(plan: NodePlan) -> list[str]:
+    return [sys.executable, "-P", "-m", "workers.run_node", _name(plan), str(plan.slots)]
+
+
 def _name(plan: NodePlan) -> str:
     device = "-".join(plan.device.name.replace(":", "").split("-")[:2])  # of a UUID its beginning
     return f"{device}-{secrets.token_hex(3)}@%h"
@@ -99,8 +103,7 @@ class _Child:
         environment = {**_environment(self.plan), LIFELINE_VARIABLE: "1"}
         cpus = usable_cpus()
         _pin(self.plan.device)  # the node inherits it
-        command = [sys.executable, "-P", "-m", "workers.run_node", _name(self.plan), str(self.plan.slots)]
-        self.process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE)
+        self.process = subprocess.Popen(_command(self.plan), env=environment, stdin=subprocess.PIPE)
         if self.plan.device.cpus:
             os.sched_setaffinity(0, cpus)
         self.started = time.monotonic()
