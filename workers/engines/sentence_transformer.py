@@ -6,7 +6,6 @@ and what happens when memory runs out, is decided here.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sentence_transformers import SentenceTransformer
 
 from tasks.messages import EncodeOptions, ModelSpec
 from tasks.ports import Encoded
@@ -24,6 +22,7 @@ from workers import budget
 from workers.batching import cut_blocks
 from workers.budget import TokenBudget
 from workers.engines.features import NO_LIMIT, Prepared, features_of
+from workers.engines.fingerprint import fingerprint_of
 from workers.engines.fixed_shapes import FixedShapes
 from workers.engines.loading import load_model
 from workers.engines.outbox import Outbox
@@ -38,8 +37,6 @@ BLOCK_BATCHES = 16
 PROBE_ROW_TOKENS = 128
 #: What probes are made of.
 PROBE_TEXT = "It rained for a week, and the river rose above the road to the mill. " * 64
-#: Elements of each tensor that enter the fingerprint; all of a smaller one.
-FINGERPRINT_ELEMENTS = 65_536
 
 
 class SentenceTransformerEncoder:
@@ -56,7 +53,7 @@ class SentenceTransformerEncoder:
         self._most = int(min(self._model.max_seq_length or NO_LIMIT, NO_LIMIT))
         self._dim = self._model.get_embedding_dimension() or 0
         self._fixed_shapes = FixedShapes(device, self._most, can_pad=self._features.can_pad_to)
-        self.weights = _fingerprint(self._model)
+        self.weights = fingerprint_of(self._model)
         if device == "cpu" and not settings.compile:
             pack_linears(self._model, self._run_sample)
         self._memory = DeviceMemory(device, settings.memory_ratio)
@@ -228,16 +225,3 @@ class _Block:
         """Make rows error rows for which the device has no memory."""
         for i in self.rows[batch]:
             self.result.errors[i] = f"the device has no memory for this row's {self.result.n_tokens[i]} tokens"
-
-
-def _fingerprint(model: SentenceTransformer) -> str:
-    """Hash what the vectors depend on: the modules, the token limit, and a sample of every tensor."""
-    digest = hashlib.blake2b(digest_size=8)
-    digest.update(repr([type(module).__name__ for module in model]).encode())
-    digest.update(repr(model.max_seq_length).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().reshape(-1)
-        sample = flat[:: max(1, flat.numel() // FINGERPRINT_ELEMENTS)].cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(sample.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
