@@ -50,7 +50,7 @@ class LocalFile:
         """
         format_of(self.path.name)
         check_name(self.out, self.path)
-        _check_parent(self.out, self.path)
+        check_parent(self.out, self.path)
         if self.path.exists() and not overwrite:
             raise exists(self.out)
 
@@ -90,7 +90,7 @@ class LocalFolder:
             OutputExists: the folder is not empty, and not to be replaced.
         """
         check_name(self.out, self.path)
-        _check_parent(self.out, self.path)
+        check_parent(self.out, self.path)
         if not self.path.exists():
             return
         if not self.path.is_dir():
@@ -153,7 +153,12 @@ def _errors_of(path: Path) -> AbstractContextManager[IO[bytes]]:
     return draft_file(path, drop_empty=True)
 
 
-def _check_parent(out: str, path: Path) -> None:
+def check_parent(out: str, path: Path) -> None:
+    """Find out early whether something can be written beside what will be there.
+
+    Raises:
+        UsageError: the folder is missing, or not to be written to.
+    """
     parent = path.parent
     if not parent.is_dir():
         raise UsageError(f"--out {out}: there is no folder {parent}. Make it: mkdir -p {shlex.quote(str(parent))}")

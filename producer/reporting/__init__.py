@@ -1,0 +1,1 @@
+"""The report of a job: its receipts, read from the store, as one page with plots."""
