@@ -75,7 +75,7 @@ def _mismatch(slot: Slot, lease: Lease) -> str | None:
 def _other_weights(slot: Slot, pinned: str) -> str:
     return (
         f"its weights of {slot.status.model} ({slot.encoder.weights}) are not those that began the job ({pinned}): "
-        "load the same revision everywhere"
+        "load the same revision with the same --precision and --backend everywhere"
     )
 
 
