@@ -72,5 +72,5 @@ $(VENV)/demo.stamp: $(BIN)/python pyproject.toml constraints.txt
 	@mkdir -p out && touch $@
 
 $(VENV)/dev.stamp: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) --editable '.[worker,embedded,demo,flower,dev]'
+	$(PIP) --editable '.[worker,embedded,demo,flower,report,dev]'
 	@touch $@
