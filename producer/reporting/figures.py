@@ -108,7 +108,11 @@ def stages(tally: Tally, slots: Sequence[SlotTally]) -> Markup:
             axes.set_xlim(0, 1.1 * max(most, 0.01))
         main.set_xlim(0, 1.0)
         main.set_yticks(places, [name for name, _ in rows])
-        for axes, title in ((main, "in the model"), (reading, "reading"), (tokenising, "tokenising")):
+        for axes, title in (
+            (main, "in the model, and without it (with its figure)"),
+            (reading, "reading"),
+            (tokenising, "tokenising"),
+        ):
             axes.set_title(title, loc="left", fontsize=10.5)
             axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
             axes.grid(visible=False)
