@@ -200,7 +200,9 @@ def _encode(slot: Slot, lease: Lease, texts: list[str]) -> Encoded:
 
     def encode(rows: Sequence[str]) -> Encoded:
         with slot.limits.rows(sum(map(len, rows))):
-            return slot.encoder.encode(rows, options, slot.limits.batch)
+            encoded = slot.encoder.encode(rows, options, slot.limits.batch)
+            slot.limits.computed(1 - (encoded.duplicate_rows + encoded.cached_rows) / len(rows))
+            return encoded
 
     def note(rows: Span) -> bool:
         return slot.patiently(lambda: slot.ledger.journal(lease, lease.journal, rows))

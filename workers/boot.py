@@ -137,7 +137,7 @@ def _load(settings: Settings, pulse: Pulse) -> Slot:
     from workers.caching import wrap
     from workers.engines import load_encoder, loads
 
-    encoder = wrap(load_encoder(spec, device, settings), settings)
+    encoder = load_encoder(spec, device, settings)
     limits = TimeLimits(settings.stall_s)
     with limits.rows(len(FIRST_TEXT) * FIRST_ROWS):  # so that a first pace is known
         encoder.encode([FIRST_TEXT] * FIRST_ROWS, EncodeOptions(), limits.batch)
@@ -145,7 +145,9 @@ def _load(settings: Settings, pulse: Pulse) -> Slot:
     pulse.change(state="ready")
     pulse.report()
     log.info("Slot %s ready: %s", pulse.status.slot, spec, extra={"action": "ready"})
-    return Slot(settings, ledger, store, delivery.make_app(url, ledger.signer), encoder, pulse, limits, loads)
+    return Slot(
+        settings, ledger, store, delivery.make_app(url, ledger.signer), wrap(encoder, settings), pulse, limits, loads
+    )
 
 
 celery_app.app.steps["consumer"].add(Watch)

@@ -18,6 +18,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
 from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers.normalizers import Lowercase
 
 from tasks.errors import ModelNotFound
 from tasks.messages import EncodeOptions, ModelSpec
@@ -221,6 +222,21 @@ def test_the_fingerprint_is_of_the_weights(minilm: SentenceTransformerEncoder) -
     with torch.no_grad():
         next(again._model.parameters()).mul_(1.001)
     assert fingerprint_of(again._model) != minilm.weights
+
+
+def test_the_fingerprint_is_of_settings_too(tmp_path: Path) -> None:
+    """Pooling, prompts and the tokenizer change vectors, though no weight does."""
+    model = SentenceTransformer(tiny_bert(tmp_path / "model"), device="cpu")
+    same = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    found = [fingerprint_of(model)]
+    assert fingerprint_of(same) == found[0]
+    model[1].pooling_mode = "cls"
+    found.append(fingerprint_of(model))
+    model.prompts = {"query": "search for: "}
+    found.append(fingerprint_of(model))
+    model.tokenizer.backend_tokenizer.normalizer = Lowercase()
+    found.append(fingerprint_of(model))
+    assert len(set(found)) == 4
 
 
 @pytest.mark.model

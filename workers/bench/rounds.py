@@ -27,7 +27,6 @@ from workers.bench.plan import (
     contenders,
     cores,
     order,
-    rows_of_a_piece,
 )
 from workers.bench.work import Work
 from workers.devices import find_devices
@@ -186,7 +185,6 @@ class Bench:
             *("--model", self._plan.model, "--out", str(folder / "vectors.npy"), "--no-deduplicate"),
             *("--devices", "cuda" if self._gpus else "cpu", "--workers", str(contender.processes)),
             *("--threads-per-process", str(contender.threads), "--precision", contender.precision),
-            *("--chunk-rows", str(rows_of_a_piece(self._n_rows, contender.processes))),
         ]
         watched = self._watch(lifeline.command(command), folder, {"PENSTOCK_STATE_DIR": str(self._folder / "state")})
         if watched.status != 0:

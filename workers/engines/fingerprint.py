@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -12,7 +13,11 @@ FINGERPRINT_ELEMENTS = 65_536
 
 
 def fingerprint_of(model: SentenceTransformer) -> str:
-    """Hash what the vectors depend on: modules, token limit, a sample of every tensor, what an export was made for."""
+    """Hash what the vectors depend on.
+
+    That is the modules with their settings, the token limit, a sample of every tensor, prompts, the tokenizer, and what
+    an export was made for.
+    """
     digest = hashlib.blake2b(digest_size=8)
     digest.update(repr([type(module).__name__ for module in model]).encode())
     digest.update(repr(model.max_seq_length).encode())
@@ -21,5 +26,11 @@ def fingerprint_of(model: SentenceTransformer) -> str:
         sample = flat[:: max(1, flat.numel() // FINGERPRINT_ELEMENTS)].cpu().contiguous()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(sample.view(torch.uint8).numpy().tobytes())
+    for module in model:
+        config = getattr(module, "get_config_dict", dict)()
+        digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    digest.update(json.dumps([model.prompts, model.default_prompt_name], sort_keys=True).encode())
+    tokenizer = getattr(getattr(model[0], "tokenizer", None), "backend_tokenizer", None)
+    digest.update(tokenizer.to_str().encode() if tokenizer is not None else b"")
     digest.update(getattr(getattr(model[0], "model", None), "identity", "").encode())
     return digest.hexdigest()
