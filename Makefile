@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := check
-.PHONY: check demo test faults unit lint types contracts format fuzz audit bench-memory bench-chunks bench-start bench-ceiling bench-encode clean
+.PHONY: check demo test test-gpu faults unit lint types contracts format fuzz audit bench-memory bench-chunks bench-start bench-ceiling bench-encode clean
 
 check: lint unit
 
@@ -23,6 +23,9 @@ fuzz: $(VENV)/dev.stamp  ## hostile input of all kinds, 10,000 cases; ends with 
 
 faults: $(VENV)/dev.stamp  ## every fault often, or for long (an hour); prints the table of docs/reliability.md
 	FAULTS=long $(BIN)/python -m pytest tests/faults --timeout 3600
+
+test-gpu: $(VENV)/dev.stamp  ## what needs a CUDA device; torch must be a build for it
+	$(BIN)/python -m pytest tests/gpu
 
 unit: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest tests/unit
