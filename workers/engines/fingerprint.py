@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -27,7 +28,7 @@ def fingerprint_of(model: SentenceTransformer) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(sample.view(torch.uint8).numpy().tobytes())
     for module in model:
-        config = getattr(module, "get_config_dict", dict)()
+        config: dict[str, Any] = getattr(module, "get_config_dict", dict)()
         digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     digest.update(json.dumps([model.prompts, model.default_prompt_name], sort_keys=True).encode())
     tokenizer = getattr(getattr(model[0], "tokenizer", None), "backend_tokenizer", None)
