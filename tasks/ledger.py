@@ -92,7 +92,7 @@ class Ledger:
         """Ask for a chunk. The lease holds for ``lease_s`` seconds unless it is touched."""
         names = keys.step_keys(job, queue)
         with self.reaching():
-            answer = self._steps["claim"](keys=names, args=[chunk, slot, _ms(lease_s)])
+            answer = self._steps["claim"](keys=[*names, keys.slot(slot)], args=[chunk, slot, _ms(lease_s)])
         if answer[0] != "leased":
             return Refusal(answer[1])
         try:

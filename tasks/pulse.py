@@ -44,10 +44,9 @@ class Pulse:
 
     @contextmanager
     def holding(self, lease: Lease) -> Iterator[None]:
-        """Keep a lease while its chunk is worked on."""
+        """Keep a lease while its chunk is worked on. The claim itself has told the ledger."""
         self._lease = lease
         self.change(claim=f"{lease.job} {lease.chunk} {lease.token}")
-        self.report()
         try:
             yield
         finally:

@@ -156,6 +156,7 @@ table.insert(tickets, 1, get('state') or 'unknown')
 return tickets
 """
 
+#: KEYS[9] is the slot's own hash, in which its node finds what to free if it dies.
 #: ARGV chunk slot lease_ms: a slot asks for a chunk. A slot does one chunk at a time, so a lease that it holds
 #: already is one whose reply was lost: it is granted anew and is no further attempt. Returns
 #: {'leased', token, attempts, spec, its signature, weights that began the job or '', journal: what was learned, rows
@@ -176,6 +177,9 @@ local count = redis.call('HINCRBY', attempts, chunk, is_live_lease and 0 or 1)
 redis.call('HSET', leases, chunk, text(token) .. ' ' .. ARGV[2])
 redis.call('ZADD', open, text(now + tonumber(ARGV[3])), chunk)
 redis.call('HSETNX', job, 'first_claim_ms', text(now))
+if redis.call('EXISTS', KEYS[9]) == 1 then
+  redis.call('HSET', KEYS[9], 'claim', get('id') .. ' ' .. chunk .. ' ' .. text(token))
+end
 local answer = {'leased', text(token), count, get('spec'), get('signature') or '', get('weights') or ''}
 for i, note in ipairs(redis.call('HMGET', journal, chunk, chunk .. ':now', chunk .. ':why')) do
   answer[6 + i] = note or ''
