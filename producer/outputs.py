@@ -121,12 +121,12 @@ class LocalFolder:
             raise exists(self.out)
 
 
-def exists(out: str) -> OutputExists:
+def exists(out: str, option: str = "--out") -> OutputExists:
     """Return the error for an output that is there already."""
-    return OutputExists(f"--out {out} exists already. Name another, or pass --overwrite.", out=out)
+    return OutputExists(f"{option} {out} exists already. Name another, or pass --overwrite.", out=out)
 
 
-def check_name(out: str, path: Path) -> None:
+def check_name(out: str, path: Path, option: str = "--out") -> None:
     """Find out early whether the drafts can have their names, which are longer than those of the results.
 
     Raises:
@@ -135,13 +135,13 @@ def check_name(out: str, path: Path) -> None:
     try:
         check_draft(errors_beside(path))
     except (OSError, ValueError) as exc:
-        raise no_name(out, exc) from exc
+        raise no_name(out, exc, option) from exc
 
 
-def no_name(out: str, exc: Exception) -> UsageError:
+def no_name(out: str, exc: Exception, option: str = "--out") -> UsageError:
     """Return the error for what cannot be a file's name."""
     reason = exc.strerror if isinstance(exc, OSError) else "a loop of links, or not a name"
-    return UsageError(f"--out {out}: nothing can be written there ({reason}). Choose another name.", out=out)
+    return UsageError(f"{option} {out}: nothing can be written there ({reason}). Choose another name.", out=out)
 
 
 def errors_beside(path: Path) -> Path:
@@ -153,7 +153,7 @@ def _errors_of(path: Path) -> AbstractContextManager[IO[bytes]]:
     return draft_file(path, drop_empty=True)
 
 
-def check_parent(out: str, path: Path) -> None:
+def check_parent(out: str, path: Path, option: str = "--out") -> None:
     """Find out early whether something can be written beside what will be there.
 
     Raises:
@@ -161,6 +161,6 @@ def check_parent(out: str, path: Path) -> None:
     """
     parent = path.parent
     if not parent.is_dir():
-        raise UsageError(f"--out {out}: there is no folder {parent}. Make it: mkdir -p {shlex.quote(str(parent))}")
+        raise UsageError(f"{option} {out}: there is no folder {parent}. Make it: mkdir -p {shlex.quote(str(parent))}")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise UsageError(f"--out {out}: you may not write to the folder {parent}. Name another with --out.")
+        raise UsageError(f"{option} {out}: you may not write to the folder {parent}. Name another with {option}.")

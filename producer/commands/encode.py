@@ -14,6 +14,7 @@ from producer.chunking import Chunk
 from producer.client import Client
 from producer.commands import options as shared
 from producer.commands.options import INTERRUPTED
+from producer.commands.report import check_report, write_report
 from producer.corpus import Opened, job_key, read_files
 from producer.estimate import estimate
 from producer.job import Job
@@ -106,7 +107,12 @@ def encode(  # noqa: PLR0913 - one parameter an option
     on_error: Annotated[
         WhenRowFails, typer.Option(help="keep: a failed row is a row with an error. fail: it fails the job.")
     ] = WhenRowFails.keep,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing --out.")] = False,
+    report: Annotated[
+        str | None, typer.Option("--report", metavar="FILE", help="Also write the page of `penstock report`.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing --out, and an existing --report.")
+    ] = False,
     new: Annotated[
         bool, typer.Option("--new", help="Make a new job, rather than continue that of the same command.")
     ] = False,
@@ -156,8 +162,8 @@ def encode(  # noqa: PLR0913 - one parameter an option
     )
     if settings.model is None:
         raise UsageError("No model is named: give --model MODEL or set PENSTOCK_MODEL.")
-    if detach and out is not None:
-        raise UsageError("--detach leaves before there are results: name --out with `penstock collect` instead.")
+    if detach and (out is not None or report is not None):
+        raise UsageError("--detach leaves before there are results: see `penstock collect` and `penstock report`.")
     if detach and settings.broker_url is None:
         raise UsageError("--detach needs a cluster: name its broker with --broker. Embedded workers end with us.")
     how = EncodeOptions.of(
@@ -173,6 +179,7 @@ def encode(  # noqa: PLR0913 - one parameter an option
     check_kept(keep)
     if out is not None:
         check_out(out, overwrite=overwrite)
+    page = None if report is None else check_report(report, overwrite=overwrite, option="--report")
     corpus = read_files(inputs, stdin_format=stdin_format, text_field=text_field, id_field=id_field, keep_fields=keep)
     if dry_run:
         _print_estimate(estimate(corpus.rows, settings, how), as_json=as_json)
@@ -188,6 +195,8 @@ def encode(  # noqa: PLR0913 - one parameter an option
         if job is None:
             _report_detached(client, spec, as_json=as_json)
             return
+        if page is not None:  # before an embedded run is collected, and goes
+            write_report(client, job.id, page)
         status = job.status()
         written = job.collect(out, overwrite=overwrite) if out is not None else []
         result = summary(

@@ -45,39 +45,48 @@ def report(
 
     Whatever the job's state is: the page has what is recorded so far. It needs no server and no network.
     """
-    if any(importlib.util.find_spec(name) is None for name in ("jinja2", "matplotlib")):
-        raise UsageError("A report needs Jinja2 and Matplotlib: pip install 'penstock[report]'.")
-    from producer.reporting.page import render
-
     with shared.client_of(job, broker, store) as client:
-        spec = client.ledger.spec(job)
-        path = _place(out or f"{spec.job}.html", overwrite=overwrite)
-        found = _find(client, job)
-    page = render(found).encode("utf-8", "backslashreplace")
-    with draft_file(path) as file:
-        file.write(page)
+        path = check_report(out or f"{client.ledger.spec(job).job}.html", overwrite=overwrite)
+        found = write_report(client, job, path)
     if as_json:
         shared.print_json(_numbers(found, str(path)))
     else:
         shared.out.print(str(path), markup=False)
 
 
-def _place(out: str, *, overwrite: bool) -> Path:
-    """Return where the page goes, if it can be written there."""
+def check_report(out: str, *, overwrite: bool, option: str = "--out") -> Path:
+    """Return where the page goes, if one can be made and written there.
+
+    Raises:
+        UsageError: a library is missing, or the file cannot be written.
+    """
+    if any(importlib.util.find_spec(name) is None for name in ("jinja2", "matplotlib")):
+        raise UsageError("A report needs Jinja2 and Matplotlib: pip install 'penstock[report]'.")
     if "://" in out:
-        raise UsageError(f"--out {out}: a report is written to a file on this machine. Name one, such as report.html.")
+        raise UsageError(f"{option} {out}: a report is written to a file on this machine. Name one, as report.html.")
     try:
         path = Path(out).resolve()
         is_folder = out.endswith("/") or path.is_dir()
     except (OSError, RuntimeError, ValueError) as exc:  # too long, a loop of links, or a NUL in it
-        raise no_name(out, exc) from exc
+        raise no_name(out, exc, option) from exc
     if is_folder:
-        raise UsageError(f"--out {out}: that is a folder. Name a file in it, such as {Path(out) / 'report.html'}.")
-    check_name(out, path)
-    check_parent(out, path)
+        raise UsageError(f"{option} {out}: that is a folder. Name a file in it, such as {Path(out) / 'report.html'}.")
+    check_name(out, path, option)
+    check_parent(out, path, option)
     if path.exists() and not overwrite:
-        raise exists(out)
+        raise exists(out, option)
     return path
+
+
+def write_report(client: Client, job: str, path: Path) -> Findings:
+    """Write the page, whole or not at all. Returns what it tells."""
+    from producer.reporting.page import render
+
+    found = _find(client, job)
+    page = render(found).encode("utf-8", "backslashreplace")
+    with draft_file(path) as file:
+        file.write(page)
+    return found
 
 
 def _find(client: Client, job: str) -> Findings:

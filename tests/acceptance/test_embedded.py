@@ -53,6 +53,19 @@ def test_ids_and_kept_fields_reach_the_parquet_file(shell: Shell) -> None:
     assert table.schema.metadata[b"penstock.model"] == b"fake"
 
 
+def test_a_report_is_written_before_the_run_goes(shell: Shell) -> None:
+    """Whatever else is in the way of it is said before anything starts."""
+    corpus = shell.write("corpus.txt", texts(60))
+    command = ("encode", corpus, "--model", "fake", "--out", "v.npy", "--report", "report.html")
+    result = shell.json(*command)
+    assert result["job"] in (shell.folder / "report.html").read_text()
+    assert runs_of(shell) == []
+    refused = shell.run(*command, "--out", "other.npy", code=2)
+    assert "--report report.html exists already" in refused.stderr
+    refused = shell.run(*command[:-1], "no/such/folder/report.html", "--overwrite", code=2)
+    assert "--report no/such/folder/report.html: there is no folder" in refused.stderr
+
+
 def test_stdin_is_an_input(shell: Shell) -> None:
     """A dash reads standard input."""
     assert shell.json("encode", "-", "--model", "fake", "--out", "v.npy", stdin="one\ntwo\n")["rows"] == 2
