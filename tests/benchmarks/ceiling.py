@@ -3,8 +3,9 @@
     python tests/benchmarks/ceiling.py [CORPUS.jsonl] [MODEL]
 
 Multiplies matrices of the shapes of the model's linear layers, in one process with all cores and in one process a core,
-and divides by the operations that a token of the corpus costs, attention at the lengths of its rows included. Without a
-corpus, it is the made-up one of `penstock bench`.
+and divides by the operations that a token of the corpus costs, attention at the lengths of its rows included. Where
+penstock would take oneDNN's products instead of torch's own, both are shown. Without a corpus, it is the made-up one of
+`penstock bench`.
 """
 
 from __future__ import annotations
@@ -33,17 +34,18 @@ def main() -> int:
     lengths = np.array([len(row) for row in ids])
     work = ceiling.work_of(model[0].auto_model)
     a_token = work.flops(lengths) / lengths.sum()
-    found = {setup: [] for setup in setups}
+    found = {(setup, kernel): [] for setup in setups for kernel in ceiling.kernels(setup)}
     for _ in range(ROUNDS):
         for setup in setups:
-            found[setup].append(ceiling.measure(work, setup))
+            for kernel, rate in ceiling.measure(work, setup).items():
+                found[setup, kernel].append(rate)
     print(f"{name}: {a_token / 1e6:.1f} MFLOP a token at {lengths.mean():.0f} tokens a row\n")
-    print("| processes x threads | GFLOP/s | range | tokens/s |\n|---|---:|---:|---:|")
-    for setup, rates in found.items():
+    print("| processes x threads | products by | GFLOP/s | range | tokens/s |\n|---|---|---:|---:|---:|")
+    for (setup, kernel), rates in found.items():
         middle, least, most = float(np.median(rates)), min(rates), max(rates)
         print(
-            f"| {setup.processes} x {setup.threads} | {middle / 1e9:.0f} | {least / 1e9:.0f}-{most / 1e9:.0f} "
-            f"| {middle / a_token:,.0f} |"
+            f"| {setup.processes} x {setup.threads} | {kernel} | {middle / 1e9:.0f} "
+            f"| {least / 1e9:.0f}-{most / 1e9:.0f} | {middle / a_token:,.0f} |"
         )
     return 0
 

@@ -12,8 +12,11 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from tests.tiny_models import WORDS, tiny_bert
+from workers.bench import ceiling
 from workers.bench.figures import Corpus
+from workers.bench.peers import Setup
 from workers.bench.plan import SENTENCE_TRANSFORMERS, Contender
+from workers.bench.work import Work
 
 TEXTS = [" ".join(WORDS[: 1 + i * 7 % len(WORDS)] * (1 + i % 4)) for i in range(40)]
 
@@ -55,6 +58,24 @@ def test_a_bench_runs_everybody_and_writes_figures_and_plot(tmp_path):
     assert "round 1 of 1: penstock 2 x 1:" in done.stderr
     assert (tmp_path / "bench.svg").read_text().startswith("<?xml")
     assert [path.name for path in (tmp_path / "block").iterdir() if path.name.startswith("penstock-bench")] == []
+
+
+@pytest.mark.parametrize(
+    ("has_slow_products", "precision", "kernels"),
+    [(True, "fp32", ("torch", "oneDNN")), (True, "fp16", ("torch",)), (False, "fp32", ("torch",))],
+)
+def test_the_ceiling_tries_what_an_engine_would_multiply_with(monkeypatch, has_slow_products, precision, kernels):
+    """Both kernels where penstock takes oneDNN's: a ceiling that its engine passes would be none."""
+    monkeypatch.setattr(ceiling, "has_slow_products", lambda: has_slow_products)
+    assert ceiling.kernels(Setup("a/b", ("cpu",), 1, precision, 32)) == kernels
+
+
+def test_the_ceiling_has_a_figure_for_each_kernel(monkeypatch):
+    """Of all processes together."""
+    monkeypatch.setattr(ceiling, "has_slow_products", lambda: True)
+    found = ceiling.measure(Work([(64, 128), (128, 64)], 0), Setup("a/b", ("cpu",) * 2, 1, "fp32", 32))
+    assert list(found) == ["torch", "oneDNN"]
+    assert min(found.values()) > 0
 
 
 @pytest.mark.parametrize("batch_size", [4, 16, 64])

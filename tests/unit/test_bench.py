@@ -131,7 +131,7 @@ def test_ratios_are_within_a_round_and_to_the_fastest_batch_size():
         OURS: [Outcome(seconds=0.5, padded_tokens=1250, device_use=0.9), Outcome(seconds=1.0, padded_tokens=1250)],
         SMALL: [Outcome(seconds=1.0, padded_tokens=2000), Outcome(seconds=2.0, padded_tokens=2000)],
         LARGE: [Outcome(seconds=4.0), Outcome(seconds=0.1 * 80)],
-        TOP: [Outcome(flops_per_s=5e6), Outcome(flops_per_s=2.5e6)],
+        TOP: [Outcome(flops_per_s=5e6, kernel="oneDNN"), Outcome(flops_per_s=2.5e6, kernel="torch")],
     }
     rows = {row["label"]: row for row in summarise(runs, COUNTS, WORK)}
     ours = rows[OURS.label]
@@ -143,6 +143,8 @@ def test_ratios_are_within_a_round_and_to_the_fastest_batch_size():
     assert rows[SMALL.label]["ratio"]["median"] == 1.0
     assert rows[LARGE.label]["ratio"]["median"] == 0.25
     assert rows[TOP.label]["tokens_per_s"]["median"] == 1875
+    assert showing.label(rows[TOP.label]) == "ceiling 2 x 1, oneDNN"
+    assert showing.label(ours) == OURS.label
 
 
 def test_a_round_that_failed_does_not_count():

@@ -42,7 +42,9 @@ def _perform(task: dict[str, Any], folder: Path) -> dict[str, Any]:
     setup = peers.Setup(**{**task["setup"], "devices": tuple(task["setup"]["devices"])})
     if task["name"] == "ceiling":
         work = Work([(n_in, n_out) for n_in, n_out in task["linears"]], task["attention"])
-        return {"flops_per_s": ceiling.measure(work, setup)}
+        rates = ceiling.measure(work, setup)
+        kernel = max(rates, key=lambda name: rates[name])
+        return {"kernel": kernel, "flops_per_s": rates[kernel]}
     texts = read_texts(Path(task["corpus"]))
     if task["name"] == "survey":
         return survey.survey(setup, texts)

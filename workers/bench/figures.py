@@ -27,6 +27,7 @@ class Outcome:
         padded_tokens: that went through the model; None where it is not known.
         model_share: penstock's: share of its slots' time that the model was at work.
         flops_per_s: of the ceiling.
+        kernel: of the ceiling: whose matrix products these were, the faster ones.
     """
 
     error: str | None = None
@@ -38,6 +39,7 @@ class Outcome:
     padded_tokens: int | None = None
     model_share: float | None = None
     flops_per_s: float = 0.0
+    kernel: str | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def summarise(runs: Runs, corpus: Corpus, work: Work) -> list[dict[str, Any]]:
             "padding": _middle([_padding(outcome, corpus) for outcome in good]),
             "model_share": _middle([outcome.model_share for outcome in good]),
             "command_s": _middle([outcome.command_s for outcome in good]),
+            "kernel": max(good, key=lambda outcome: outcome.flops_per_s).kernel if good else None,
             "rounds": [vars(outcome) for outcome in outcomes],
         }
         row["rows_per_s"] = row["tokens_per_s"] and row["tokens_per_s"]["median"] * len(corpus.lengths) / corpus.tokens

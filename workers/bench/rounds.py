@@ -113,7 +113,7 @@ class Bench:
         if outcome.error:
             return outcome.error
         if outcome.flops_per_s:
-            return f"{outcome.flops_per_s / 1e9:,.0f} GFLOP/s"
+            return f"{outcome.flops_per_s / 1e9:,.0f} GFLOP/s by {outcome.kernel}"
         return f"{self._counts.tokens / outcome.seconds:,.0f} tokens/s"
 
     def _survey(self, precision: str) -> dict[str, Any]:
@@ -136,7 +136,7 @@ class Bench:
         if "error" in result:
             return Outcome(error=result["error"])
         if contender.name == CEILING:
-            return Outcome(command_s=watched.seconds, peak_bytes=watched.peak_bytes, flops_per_s=result["flops_per_s"])
+            return Outcome(command_s=watched.seconds, peak_bytes=watched.peak_bytes, **result)
         vectors = folder / "vectors.npy"
         agreement.check(contender.label, np.load(vectors), self._reference, self._n_rows)
         vectors.unlink()

@@ -50,6 +50,11 @@ COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 )
 
 
+def label(row: dict[str, Any]) -> str:
+    """Return what a contender is called: the ceiling with the kernel that it was found with."""
+    return f"{row['label']}, {row['kernel']}" if row["kernel"] else str(row["label"])
+
+
 def cells(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return headings and rows of the table. One that failed each time has its error instead of figures."""
     rows = result["contenders"]
@@ -59,9 +64,10 @@ def cells(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     lines = []
     for row in rows:
         if row["tokens_per_s"] is None:
-            lines.append([row["label"], f"failed: {row['errors'][-1]}", *[""] * (len(columns) - 2)])
+            lines.append([label(row), f"failed: {row['errors'][-1]}", *[""] * (len(columns) - 2)])
         else:
-            lines.append([NONE if row[name] is None else show(row[name]) for _, name, show in columns])
+            figures = [NONE if row[name] is None else show(row[name]) for _, name, show in columns[1:]]
+            lines.append([label(row), *figures])
     return [heading for heading, _, _ in columns], lines
 
 
