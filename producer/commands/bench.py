@@ -16,6 +16,7 @@ import typer
 
 from producer.commands import options as shared
 from producer.corpus import read_files
+from producer.outputs import check_name, check_parent
 from tasks.errors import OutputExists, UsageError
 from tasks.messages import ModelSpec
 
@@ -42,7 +43,8 @@ def register(app: typer.Typer) -> None:
 @group.command("encode", epilog=_EXAMPLES)
 def encode(  # noqa: PLR0913 - one parameter an option
     out: Annotated[
-        Path, typer.Option("--out", metavar="FILE", help="JSON file for all figures; the plot goes beside it as .svg.")
+        Path,
+        typer.Option("--out", metavar="FILE", help="New .json file for all figures; the plot goes beside it as .svg."),
     ],
     corpus: Annotated[
         str | None,
@@ -65,10 +67,7 @@ def encode(  # noqa: PLR0913 - one parameter an option
     max_rows: Annotated[int, typer.Option(metavar="N", help="Rows of the corpus that are used.", min=1)] = 2000,
 ) -> None:
     """Encode one corpus with penstock and its peers, in turn, and show speeds, ratios, device use and memory."""
-    if out.exists():
-        raise OutputExists(f"--out {out} is there already: name another file, or delete it.")
-    if not out.parent.is_dir():
-        raise UsageError(f"--out {out}: there is no folder {out.parent}.")
+    _check_out(out)
     if importlib.util.find_spec("torch") is None:
         raise UsageError("This machine has no torch: pip install 'penstock[worker]'.")
     plan: dict[str, Any] = {
@@ -87,6 +86,17 @@ def encode(  # noqa: PLR0913 - one parameter an option
             _copy(corpus, text_field, max_rows, Path(folder) / "corpus.jsonl")
         status = _run([sys.executable, "-P", "-m", "workers.bench", json.dumps(plan)])
     raise typer.Exit(status)
+
+
+def _check_out(out: Path) -> None:
+    """Find out before the bench what would keep the figures and the plot from being written."""
+    if out.suffix != ".json":
+        raise UsageError(f"--out {out}: the figures are JSON, and the plot gets the same name with .svg: name a .json.")
+    for path in (out.absolute(), out.absolute().with_suffix(".svg")):
+        check_name(str(out), path)
+        check_parent(str(out), path)
+        if path.exists():
+            raise OutputExists(f"--out {out}: {path.name} is there already: name another file, or delete it.")
 
 
 def _default_model() -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,10 +18,11 @@ from rich.console import Console
 from tasks.errors import Permanent, UsageError
 from tests.conftest import wait_until
 from tests.fuzz.commands import call
+from workers.bench import __main__ as command
 from workers.bench import agreement, corpus, plan, showing, watching
 from workers.bench.figures import Corpus, Outcome, summarise
 from workers.bench.plan import CEILING, PENSTOCK, SENTENCE_TRANSFORMERS, BenchPlan, Contender
-from workers.bench.rounds import _best_sizes
+from workers.bench.rounds import Bench, _best_sizes
 from workers.bench.work import Work
 
 OURS = Contender(PENSTOCK, 2, 1)
@@ -317,8 +320,15 @@ def test_an_interrupted_bench_leaves_no_process(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--out", "there.json"], "--out there.json is there already: name another file, or delete it."),
-        (["--out", "none/b.json"], "--out none/b.json: there is no folder none."),
+        (["--out", "there.json"], "--out there.json: there.json is there already: name another file, or delete it."),
+        (["--out", "drawn.json"], "--out drawn.json: drawn.svg is there already: name another file, or delete it."),
+        (
+            ["--out", "b.svg"],
+            "--out b.svg: the figures are JSON, and the plot gets the same name with .svg: name a .js",
+        ),
+        (["--out", "b"], "--out b: the figures are JSON"),
+        (["--out", f"{'b' * 250}.json"], "nothing can be written there (File name too long). Choose another name."),
+        (["--out", "none/b.json"], "--out none/b.json: there is no folder "),
         (["--out", "b.json", "--corpus", "none.txt"], "none.txt: no such file"),
         (["--out", "b.json", "--corpus", "empty.csv"], "empty.csv holds no records"),
         (["--out", "b.json", "--model", "fake"], "--model fake: no peer can run it; name a real one."),
@@ -328,6 +338,7 @@ def test_an_interrupted_bench_leaves_no_process(tmp_path, monkeypatch):
 def test_the_command_says_what_is_wrong_with_its_options(tmp_path, capfd, arguments, line):
     """In one line, before anything runs."""
     (tmp_path / "there.json").write_text("{}")
+    (tmp_path / "drawn.svg").write_text("<svg/>")
     (tmp_path / "empty.csv").write_text("text\n")
     outcome = call("bench", "encode", "--model", "a/b", *arguments, folder=tmp_path)
     assert outcome.code in {2, 4}
@@ -335,7 +346,36 @@ def test_the_command_says_what_is_wrong_with_its_options(tmp_path, capfd, argume
     assert line in said
     assert len(said.splitlines()) == 1
     assert (tmp_path / "there.json").read_text() == "{}"
+    assert (tmp_path / "drawn.svg").read_text() == "<svg/>"
     assert not (tmp_path / "b.json").exists()
+
+
+def test_figures_that_cannot_be_written_are_shown_all_the_same(tmp_path, monkeypatch, capsys):
+    """A disk that is full in the end costs no bench, and leaves no half of a file."""
+    found = result({OURS: [Outcome(seconds=0.5)], SMALL: [Outcome(seconds=1.0)]})
+
+    class Done(Bench):
+        def __init__(self, *_, **__):
+            pass
+
+        def run(self):
+            return found
+
+    def fill_up(_, path):
+        path.write_text('{"contend')
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(command, "Bench", Done)
+    monkeypatch.setattr(command, "_write_figures", fill_up)
+    monkeypatch.setattr(command.lifeline, "hang_on_stdin", lambda _: None)
+    monkeypatch.setattr(command.signal, "signal", lambda *_: None)
+    options = {"model": "a/b", "out": str(tmp_path / "b.json")}
+    monkeypatch.setattr(sys, "argv", ["bench", json.dumps(options)])
+    assert command.main() == 1
+    said = capsys.readouterr()
+    assert "b.json cannot be written: No space left on device." in said.err
+    assert OURS.label in said.out
+    assert [path.name for path in tmp_path.iterdir()] == ["b.svg"]
 
 
 def test_the_bench_itself_loads_no_torch():

@@ -5,12 +5,15 @@ Ends, with all that it started, when its standard input does.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -25,7 +28,7 @@ INTERRUPTED = 130
 
 
 def main() -> int:
-    """Run the bench, write the JSON file and the plot, print the table. Returns the exit status."""
+    """Run the bench, print the table, write the JSON file and the plot. Returns the exit status."""
     lifeline.hang_on_stdin(lambda: os.kill(os.getpid(), signal.SIGTERM))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that everything is cleaned up
     err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
@@ -40,16 +43,35 @@ def main() -> int:
     except KeyboardInterrupt:
         err.print("penstock: interrupted; nothing is written.")
         return INTERRUPTED
-    plan.out.write_text(json.dumps(result, indent=1) + "\n")
-    written = [plan.out]
-    try:
-        showing.plot(result, plan.out.with_suffix(".svg"))
-        written.append(plan.out.with_suffix(".svg"))
-    except PenstockError as exc:
-        err.print(f"penstock: {exc}")
     Console(highlight=False, width=None if sys.stdout.isatty() else 180).print(showing.table(result))
-    err.print(f"written: {', '.join(map(str, written))}")
-    return 0
+    code = 0
+    for write, path in ((_write_figures, plan.out), (showing.plot, plan.out.with_suffix(".svg"))):
+        try:
+            with _draft(path) as draft:
+                write(result, draft)
+        except OSError as exc:
+            err.print(f"penstock: {path} cannot be written: {exc.strerror or exc}.")
+            code = 1
+        except PenstockError as exc:
+            err.print(f"penstock: {exc}")
+        else:
+            err.print(f"written: {path}")
+    return code
+
+
+def _write_figures(result: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def _draft(path: Path) -> Iterator[Path]:
+    """Give another name to write to, and what is written there the right one, if all went well."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield draft
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
