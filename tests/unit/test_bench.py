@@ -228,11 +228,29 @@ def test_vectors_that_are_the_same_but_for_their_length_agree():
         (lambda found: np.where(np.arange(50)[:, None] == 7, 0.0, found), "1 of 50 rows"),
     ],
 )
-def test_vectors_that_are_not_the_same_end_the_bench(spoil, line):
+def test_vectors_that_are_not_the_same_are_an_error(spoil, line):
     """Another order, rows that are missing, no numbers, nothing at all."""
     found, reference = vectors()
     with pytest.raises(Permanent, match=line):
         agreement.check("x", spoil(found), reference, 50)
+
+
+def test_one_contender_with_other_vectors_leaves_the_others_their_figures(tmp_path, monkeypatch):
+    """It is the only one that failed, and the reason is its error."""
+    found, reference = vectors()
+    bench = Bench(read(), tmp_path, say=print, doing=print)
+    bench._reference, bench._n_rows = reference, len(found)
+    bench._counts = Corpus(np.full(50, 20), np.full(50, 100))
+
+    def run_task(contender, folder):
+        np.save(folder / "vectors.npy", found[::-1] if contender == POOL else found)
+        return watching.Watched(0, 3.0, [], []), {"began": 1.0, "ended": 2.0}
+
+    monkeypatch.setattr(bench, "_run_task", run_task)
+    outcomes = {contender: bench._run_one(contender) for contender in (SMALL, POOL)}
+    assert (outcomes[SMALL].error, outcomes[SMALL].seconds) == (None, 1.0)
+    assert outcomes[POOL].error.startswith("pool 2 x 1 gave other vectors than sentence-transformers")
+    assert list(tmp_path.rglob("*.npy")) == []
 
 
 def test_the_made_up_corpus_is_always_the_same(tmp_path):

@@ -28,7 +28,10 @@ INTERRUPTED = 130
 
 
 def main() -> int:
-    """Run the bench, print the table, write the JSON file and the plot. Returns the exit status."""
+    """Run the bench, print the table, write the JSON file and the plot. Returns the exit status.
+
+    It is 1 if a contender failed: the figures of the others count all the same.
+    """
     lifeline.hang_on_stdin(lambda: os.kill(os.getpid(), signal.SIGTERM))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that everything is cleaned up
     err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
@@ -44,7 +47,7 @@ def main() -> int:
         err.print("penstock: interrupted; nothing is written.")
         return INTERRUPTED
     Console(highlight=False, width=None if sys.stdout.isatty() else 180).print(showing.table(result))
-    code = 0
+    code = int(any(row["errors"] for row in result["contenders"]))
     for write, path in ((_write_figures, plan.out), (showing.plot, plan.out.with_suffix(".svg"))):
         try:
             with _draft(path) as draft:

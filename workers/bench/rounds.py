@@ -60,7 +60,7 @@ class Bench:
         """Run all rounds and return what goes into the JSON file.
 
         Raises:
-            Permanent: the model cannot be loaded, or a contender gives other vectors than the others.
+            Permanent: the model cannot be loaded.
         """
         found = conditions.describe(self._gpus)
         texts = corpus.read_texts(self._plan.corpus) if self._plan.corpus else corpus.make_up(self._plan.max_rows)
@@ -138,8 +138,12 @@ class Bench:
         if contender.name == CEILING:
             return Outcome(command_s=watched.seconds, peak_bytes=watched.peak_bytes, **result)
         vectors = folder / "vectors.npy"
-        agreement.check(contender.label, np.load(vectors), self._reference, self._n_rows)
-        vectors.unlink()
+        try:
+            agreement.check(contender.label, np.load(vectors), self._reference, self._n_rows)
+        except Permanent as exc:
+            return Outcome(error=str(exc))
+        finally:
+            vectors.unlink()
         began, ended = result["began"], result["ended"]
         padded = result["padded_tokens"] if contender.name == PENSTOCK else self._counts.padded_tokens(contender)
         return Outcome(
