@@ -74,6 +74,8 @@ def test_processes_share_the_cores(monkeypatch):
     monkeypatch.setattr(plan, "cores", lambda: 4)
     assert plan.spread(read()) == [(1, 4), (2, 2), (4, 1)]
     assert plan.spread(read(processes=[3, 8])) == [(3, 1), (8, 1)]
+    assert plan.spread(read(processes=[4, 1, 4])) == [(1, 4), (4, 1)]
+    assert plan.contenders(read(processes=[4, 1]), "fp32", [8])[-1] == Contender(CEILING, 4, 1)
 
 
 def test_contenders_are_those_that_were_asked_for(monkeypatch):

@@ -102,10 +102,10 @@ def cores() -> int:
 
 
 def spread(plan: BenchPlan) -> list[tuple[int, int]]:
-    """Return processes and threads of each, for every number of processes that is asked for."""
+    """Return processes and threads of each, for every number of processes that is asked for, the fewest first."""
     n_cores = cores()
     asked = plan.processes or tuple(n for n in (1, 2, 4, 8) if n <= n_cores)
-    return [(n, max(1, n_cores // n)) for n in asked]
+    return [(n, max(1, n_cores // n)) for n in sorted(set(asked))]
 
 
 def contenders(plan: BenchPlan, precision: str, batch_sizes: Sequence[int]) -> list[Contender]:
