@@ -201,6 +201,19 @@ def test_the_plot_is_an_svg_with_everybody_in_it(tmp_path):
     assert POOL.label not in drawn
 
 
+def test_a_name_is_shown_as_it_is(tmp_path):
+    """In the table and the plot, whatever markup, formula or emoji it looks like."""
+    found = result({OURS: [Outcome(seconds=0.5)], SMALL: [Outcome(error="[/i] $y$")]})
+    found["corpus"]["name"] = "a[/b]$x$:cat:.jsonl"
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(showing.table(found))
+    assert "a[/b]$x$:cat:.jsonl: 4 rows" in shown.get()
+    assert "failed: [/i] $y$" in shown.get()
+    showing.plot(found, tmp_path / "bench.svg")
+    assert "a[/b]$x$:cat:.jsonl: 4 rows" in (tmp_path / "bench.svg").read_text()
+
+
 def test_without_matplotlib_the_line_says_what_to_install(tmp_path, monkeypatch):
     """There is no plot then, and all else."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)

@@ -34,7 +34,7 @@ def main() -> int:
     """
     lifeline.hang_on_stdin(lambda: os.kill(os.getpid(), signal.SIGTERM))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that everything is cleaned up
-    err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
     try:
         plan = BenchPlan.read(sys.argv[1])
         with tempfile.TemporaryDirectory(prefix="penstock-bench-") as folder, err.status("") as status:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from tasks.errors import UsageError
 from workers.bench.plan import CEILING, PENSTOCK
@@ -81,13 +82,13 @@ def title(result: dict[str, Any]) -> str:
 
 
 def table(result: dict[str, Any]) -> Table:
-    """Return the table for a terminal."""
+    """Return the table for a terminal. Names in it are text, never markup."""
     headings, lines = cells(result)
-    found = Table(title=title(result), title_justify="left", box=None, pad_edge=False)
+    found = Table(title=Text(title(result), style="table.title"), title_justify="left", box=None, pad_edge=False)
     for i, heading in enumerate(headings):
         found.add_column(heading, justify="right" if i else "left", overflow="fold")
     for row, line in zip(result["contenders"], lines, strict=True):
-        found.add_row(*line, style="bold" if row["name"] == PENSTOCK else None)
+        found.add_row(*map(Text, line), style="bold" if row["name"] == PENSTOCK else None)
     return found
 
 
@@ -113,7 +114,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     medians = [row["tokens_per_s"]["median"] for row in rows]
     below = [row["tokens_per_s"]["median"] - row["tokens_per_s"]["least"] for row in rows]
     above = [row["tokens_per_s"]["most"] - row["tokens_per_s"]["median"] for row in rows]
-    with mpl.rc_context({"svg.hashsalt": "penstock", "svg.fonttype": "none"}):
+    with mpl.rc_context({"svg.hashsalt": "penstock", "svg.fonttype": "none", "text.parse_math": False}):
         figure = Figure(figsize=(9, 1.4 + 0.4 * len(rows)), layout="constrained")
         axes = figure.subplots()
         colours = ["#1f6f8b" if row["name"] == PENSTOCK else "#b8c4c8" for row in rows]
