@@ -164,6 +164,7 @@ def test_a_round_that_failed_does_not_count():
     assert ours["ratio"]["median"] == 2.0
     assert ours["errors"] == ["ray is not installed"]
     assert (pool["tokens_per_s"], pool["ratio"], pool["rows_per_s"]) == (None, None, None)
+    assert [showing.label(row) for row in (ours, pool)] == ["penstock 2 x 1 (1 of 2 failed)", "pool 2 x 1"]
 
 
 def test_a_contender_that_failed_is_a_line_of_the_table():

@@ -52,8 +52,11 @@ COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 
 
 def label(row: dict[str, Any]) -> str:
-    """Return what a contender is called: the ceiling with the kernel that it was found with."""
-    return f"{row['label']}, {row['kernel']}" if row["kernel"] else str(row["label"])
+    """Return what a contender is called, with the kernel of a ceiling, and how often it failed beside its figures."""
+    kernel = f", {row['kernel']}" if row["kernel"] else ""
+    n_failed, n_rounds = len(row["errors"]), len(row["rounds"])
+    failed = f" ({n_failed} of {n_rounds} failed)" if 0 < n_failed < n_rounds else ""
+    return f"{row['label']}{kernel}{failed}"
 
 
 def cells(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -118,7 +121,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
         figure = Figure(figsize=(9, 1.4 + 0.4 * len(rows)), layout="constrained")
         axes = figure.subplots()
         colours = ["#1f6f8b" if row["name"] == PENSTOCK else "#b8c4c8" for row in rows]
-        axes.barh([row["label"] for row in rows], medians, xerr=[below, above], color=colours, ecolor="#444444")
+        axes.barh([label(row) for row in rows], medians, xerr=[below, above], color=colours, ecolor="#444444")
         for row in result["contenders"]:
             if row["name"] == CEILING and row["tokens_per_s"]:
                 axes.axvline(row["tokens_per_s"]["median"], color="#a03030", linestyle="--", linewidth=1)
