@@ -69,6 +69,15 @@ def test_a_wrong_option_is_one_line(changes, line):
         read(**changes)
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_ray_runs_where_it_is_installed(monkeypatch, is_there):
+    """Or where it was asked for by name."""
+    monkeypatch.setattr(plan.importlib.util, "find_spec", lambda _: is_there or None)
+    assert ("ray" in read().peers) == is_there
+    assert set(plan.PEERS) - set(read().peers) <= {"ray"}
+    assert read(peers=list(plan.PEERS)).peers == plan.PEERS
+
+
 def test_processes_share_the_cores(monkeypatch):
     """Each number of processes that is asked for, or all up to the cores."""
     monkeypatch.setattr(plan, "cores", lambda: 4)

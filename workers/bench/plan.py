@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import random
 from collections.abc import Sequence
@@ -30,6 +31,11 @@ FINALISTS = 2
 PIECES_A_PROCESS = 10
 
 
+def installed_peers() -> tuple[str, ...]:
+    """Return all peers that can run here: Ray is no dependency."""
+    return tuple(name for name in PEERS if name != "ray" or importlib.util.find_spec("ray") is not None)
+
+
 class BenchPlan(BaseModel):
     """The options of ``penstock bench encode``.
 
@@ -47,7 +53,7 @@ class BenchPlan(BaseModel):
     corpus: Path | None = None
     corpus_name: str = "made up"
     max_rows: Annotated[int, Field(ge=1)] = 2000
-    peers: tuple[str, ...] = PEERS
+    peers: Annotated[tuple[str, ...], Field(default_factory=installed_peers)]
     processes: tuple[Annotated[int, Field(ge=1)], ...] = ()
     rounds: Annotated[int, Field(ge=1)] = 3
     out: Path
