@@ -7,6 +7,7 @@
     │   ├── BrokerUnavailable     the broker cannot be reached            exit 3
     │   │   ├── BrokerDenied      it refuses this user; not tried again
     │   │   └── BrokerFull        it has no memory left; waited for without limit
+    │   ├── DeviceFull            its memory is taken by others           exit 1
     │   ├── StoreUnavailable      the store cannot be reached             exit 3
     │   └── EngineBroken          the device or model no longer computes  exit 1
     └── Permanent                 reported once, never retried
@@ -82,6 +83,10 @@ class BrokerDenied(BrokerUnavailable):
 
 class BrokerFull(BrokerUnavailable):
     """The broker has no memory left. Raise its maxmemory, or make room with `penstock remove`."""
+
+
+class DeviceFull(Transient):
+    """The device has no memory left: other processes have it. End them, or lower --memory-ratio for all."""
 
 
 class StoreUnavailable(Transient):

@@ -7,6 +7,7 @@ process itself is found over several attempts, from the ledger's journal of the 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -22,7 +23,7 @@ Encode = Callable[[Sequence[str]], Encoded]
 #: Notes the rows that go to work next. False: the lease was lost.
 Note = Callable[[Span], bool]
 
-#: A text that every engine can encode.
+#: What every engine can encode. A number is put behind it, so that no cache knows its vector.
 PROBE = "probe"
 
 
@@ -104,6 +105,6 @@ def join(parts: Sequence[Encoded]) -> Encoded:
 def _check_alive(encode: Encode, fault: Exception) -> None:
     """Tell a bad row from a broken device, which fails on everything."""
     try:
-        encode([PROBE])
+        encode([f"{PROBE} {time.time_ns()}"])
     except Exception as exc:
         raise EngineBroken(f"The engine fails on everything, first with {place_of(fault)}.") from exc

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +18,9 @@ from tasks.workforce import SlotStatus
 
 log = logging.getLogger(__name__)
 
+#: Seconds for which a report may be under way.
+RECENT_S = 0.5
+
 
 class Pulse:
     """What a slot is and holds, reported now and at every heartbeat."""
@@ -28,6 +32,7 @@ class Pulse:
         self._lease: Lease | None = None
         self._lost_lease: Lease | None = None
         self._stopped = threading.Event()
+        self._reported_at = 0.0
 
     def start(self) -> None:
         """Report, and go on doing so from a thread until the process ends or ``stop``."""
@@ -44,9 +49,14 @@ class Pulse:
 
     @contextmanager
     def holding(self, lease: Lease) -> Iterator[None]:
-        """Keep a lease while its chunk is worked on. The claim itself has told the ledger."""
+        """Keep a lease while its chunk is worked on.
+
+        The claim itself has told the ledger; but a beat that was under way then may have taken that back.
+        """
         self._lease = lease
         self.change(claim=f"{lease.job} {lease.chunk} {lease.token}")
+        if time.monotonic() - self._reported_at < RECENT_S:
+            self.report()
         try:
             yield
         finally:
@@ -60,6 +70,7 @@ class Pulse:
 
     def report(self) -> None:
         """Tell the ledger what this slot is and does; a fault is left to the next beat."""
+        self._reported_at = time.monotonic()
         try:
             self.ledger.workforce.report(self.status)
         except Transient as exc:

@@ -112,13 +112,13 @@ def write_record(token: int, receipt: Receipt) -> str:
     """Write the ledger's note on a recorded chunk."""
     return (
         f"{token} {receipt.rows} {receipt.failed_rows} {receipt.truncated_rows} {receipt.tokens} "
-        f"{receipt.padded_tokens} {receipt.duplicate_rows} {receipt.cached_rows} {receipt.size_bytes} {receipt.crc32}"
+        f"{receipt.padded_tokens} {receipt.size_bytes} {receipt.crc32} {receipt.duplicate_rows} {receipt.cached_rows}"
     )
 
 
 def read_record(chunk: int, note: str) -> Recorded:
     """Read the ledger's note on a recorded chunk."""
-    token, rows, failed, *_, size, crc32 = map(int, note.split())
+    token, rows, failed, _, _, _, size, crc32, *_ = map(int, note.split())
     return Recorded(chunk, token, rows, failed, size, crc32)
 
 

@@ -91,10 +91,11 @@ local function finish_when_complete()
 end
 
 -- Adds the counts of a recorded chunk to those of the job, or takes them back. Its note says: token rows failed
--- truncated tokens padded duplicate cached ...
+-- truncated tokens padded bytes checksum duplicate cached; those of earlier releases end before.
 local function count_record(note, sign)
   local fields, i = {
-    'rows_done', 'failed_rows', 'truncated_rows', 'tokens', 'padded_tokens', 'duplicate_rows', 'cached_rows'
+    'rows_done', 'failed_rows', 'truncated_rows', 'tokens', 'padded_tokens', false, false, 'duplicate_rows',
+    'cached_rows'
   }, 0
   for number in string.gmatch(note, '%S+') do
     if fields[i] then add(fields[i], text(0 + sign * tonumber(number))) end

@@ -15,6 +15,8 @@ import numpy as np
 #: itself, so a share of nothing would be too little: 1/32 halved the padding of short sentences, for a fifth more
 #: batches.
 PADDING_SHARE = 1 / 32
+#: Blocks into which rows are cut at least, and batches of a block at most.
+LEAST_BLOCKS, MOST_BATCHES = 4, 16
 #: Characters of a token to reckon with before texts are tokenised; English has four to five.
 CHARS_PER_TOKEN = 4
 
@@ -52,8 +54,11 @@ def cost(lengths: np.ndarray, *, pads: bool = True) -> int:
     return int(lengths.max()) * len(lengths) if pads else int(lengths.sum())
 
 
-def cut_blocks(texts: Sequence[str], limit: int, block_tokens: int) -> list[np.ndarray]:
+def cut_blocks(texts: Sequence[str], limit: int, batch_tokens: int) -> list[np.ndarray]:
     """Cut rows into blocks of about as many tokens, longest texts first, to be tokenised one after the other.
+
+    A block is a quarter of the rows, so that all but the first can be tokenised while the model works, but no less than
+    a batch and no more than sixteen.
 
     Texts of like length share a block, so sorting by true length inside a block wastes hardly more padding than
     sorting the whole.
@@ -61,13 +66,14 @@ def cut_blocks(texts: Sequence[str], limit: int, block_tokens: int) -> list[np.n
     Args:
         texts: the rows.
         limit: tokens of a row that the model takes at most.
-        block_tokens: tokens of a block, by the texts' characters.
+        batch_tokens: the budget of a batch.
 
     Returns:
         Arrays of row numbers that together hold every row once.
     """
     n_tokens = np.array([min(len(text) // CHARS_PER_TOKEN + 1, limit) for text in texts], np.int64)
     order = np.argsort(-n_tokens, kind="stable")
+    block_tokens = max(batch_tokens, min(MOST_BATCHES * batch_tokens, int(n_tokens.sum()) // LEAST_BLOCKS))
     blocks = (np.cumsum(n_tokens[order]) - n_tokens[order]) // block_tokens
     return np.split(order, np.flatnonzero(np.diff(blocks)) + 1) if len(order) else []
 

@@ -142,12 +142,11 @@ def _load(settings: Settings, pulse: Pulse) -> Slot:
     with limits.rows(len(FIRST_TEXT) * FIRST_ROWS):  # so that a first pace is known
         encoder.encode([FIRST_TEXT] * FIRST_ROWS, EncodeOptions(), limits.batch)
     limits.start()
+    encoder = wrap(encoder, settings)
     pulse.change(state="ready")
     pulse.report()
     log.info("Slot %s ready: %s", pulse.status.slot, spec, extra={"action": "ready"})
-    return Slot(
-        settings, ledger, store, delivery.make_app(url, ledger.signer), wrap(encoder, settings), pulse, limits, loads
-    )
+    return Slot(settings, ledger, store, delivery.make_app(url, ledger.signer), encoder, pulse, limits, loads)
 
 
 celery_app.app.steps["consumer"].add(Watch)

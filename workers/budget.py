@@ -33,6 +33,8 @@ GAIN = 1.03
 PROBE_S = 3.0
 #: Seconds below which a probe is too short to be measured once.
 SHORT_S = 0.2
+#: Seconds to wait for one's turn.
+TURN_S = 120.0
 #: Age at which a budget is found anew: drivers and neighbours change.
 STALE_S = 30 * 86_400
 #: Tokens below which no budget falls; a single row may be longer.
@@ -84,11 +86,11 @@ class TokenBudget:
             return self._tokens
         return max(LEAST, min(self._tokens, int(self._memory.room_bytes / self._bytes_per_token)))
 
-    def lower(self, failed_tokens: int) -> None:
-        """Note that a batch of so many tokens found no memory; halve the budget and give back what torch holds."""
+    def lower(self) -> None:
+        """Note that a batch found no memory; halve the budget and give back what torch holds."""
         self.shortages += 1
         self._memory.release()
-        self._tokens = max(LEAST, min(self._tokens, failed_tokens) // 2)
+        self._tokens = max(LEAST, self._tokens // 2)
         self._calm = 0
 
     def passed(self, tokens: int) -> None:
@@ -182,10 +184,25 @@ def _turn(lock: Path) -> Iterator[None]:
         yield
         return
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _wait_for(descriptor)
         yield
     finally:
         os.close(descriptor)
+
+
+def _wait_for(descriptor: int) -> None:
+    """Take a lock; go without it where there are none, such as on some NFS, or its holder hangs."""
+    deadline = time.monotonic() + TURN_S
+    while time.monotonic() < deadline:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.05)
+        except OSError as exc:
+            log.warning("Slots cannot take turns at probing: %s", exc, extra={"action": "probe"})
+            return
+        else:
+            return
 
 
 def _read(file: Path) -> Probed | None:

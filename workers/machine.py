@@ -76,8 +76,8 @@ def cpu_quota() -> int | None:
     return min(grants, default=None)
 
 
-def host_memory() -> Memory:
-    """Return the machine's memory or that of the control group with the least left."""
+def host_memory(ratio: float = 1.0) -> Memory:
+    """Return the machine's memory or that of the control group with the least room below a share in use."""
     machine = psutil.virtual_memory()
     memory = Memory(int(machine.total), int(machine.available))
     for group in _control_groups():
@@ -90,7 +90,7 @@ def host_memory() -> Memory:
                 # Files that were read lately count as used, but the kernel drops them when somebody needs the memory.
                 held_bytes = int(used_bytes) - _statistic(group / "memory.stat", cached)
                 limited = Memory(int(limit_bytes), max(0, int(limit_bytes) - held_bytes))
-                memory = min(memory, limited, key=lambda one: one.free_bytes)
+                memory = min(memory, limited, key=lambda one: one.room_bytes(ratio))
     return memory
 
 

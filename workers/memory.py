@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import re
 import resource
-import sys
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from workers import machine
 
-#: How torch's CPU allocator and CUDA's libraries say that there is no memory. They have no class of their own.
-_OUT_OF_MEMORY = (
-    "can't allocate memory",
-    "not enough memory",
-    "CUDA out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
+#: How torch's CPU allocator, oneDNN, CUDA with its libraries, and ONNX Runtime say that there is no memory. Only some of them
+#: have a class of their own.
+_OUT_OF_MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|CUDA.*out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED"
+    r"|Failed to allocate memory|bad_alloc"
+    r"|could not create a (primitive|memory)"  # oneDNN, of a kernel that worked when the model was loaded
 )
+#: What else these errors are: ONNX Runtime's own derive from Exception alone.
+_RUNTIMES = ("onnxruntime", "openvino")
 
 
 def is_out_of_memory(exc: BaseException) -> bool:
     """Whether an error says that the device has no memory left; any other error is somebody's fault."""
     if isinstance(exc, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(exc, RuntimeError) and any(line in str(exc) for line in _OUT_OF_MEMORY)
+    is_device_s = isinstance(exc, RuntimeError) or type(exc).__module__.startswith(_RUNTIMES)
+    return is_device_s and _OUT_OF_MEMORY.search(str(exc)) is not None
 
 
 @dataclass(frozen=True)
@@ -34,32 +38,41 @@ class DeviceMemory:
     Args:
         device: ``cpu`` or ``cuda``.
         ratio: share of the whole that may be in use, by this process and all others together.
+        slots: that share a GPU's part fairly.
     """
 
     device: str
     ratio: float
+    slots: int = 1
 
     @property
     def room_bytes(self) -> int:
         """Bytes that may still be taken below the ratio; what torch keeps for itself and uses again counts as free."""
         if self.device == "cpu":
-            return machine.host_memory().room_bytes(self.ratio)
+            return machine.host_memory(self.ratio).room_bytes(self.ratio)
         free, total = torch.cuda.mem_get_info()
-        free += torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        return machine.Memory(int(total), int(free)).room_bytes(self.ratio)
+        used = torch.cuda.memory_allocated()
+        free += torch.cuda.memory_reserved() - used
+        own = int(self.ratio * total / self.slots) - used
+        return max(0, min(own, machine.Memory(int(total), int(free)).room_bytes(self.ratio)))
 
     def reset_peak(self) -> None:
-        """Begin to measure ``peak_bytes`` anew, where the device can."""
+        """Begin to measure ``peak_bytes`` anew, where the system can."""
         if self.device != "cpu":
             torch.cuda.reset_peak_memory_stats()
+            return
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
 
     @property
     def peak_bytes(self) -> int:
-        """The most bytes that this process has had: of the device since ``reset_peak``, of the host ever."""
+        """The most bytes that this process has had since ``reset_peak``; on systems without /proc, ever."""
         if self.device != "cpu":
             return int(torch.cuda.max_memory_allocated())
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        with suppress(OSError):
+            lines = Path("/proc/self/status").read_text().splitlines()
+            return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
     def release(self) -> None:
         """Give back what torch keeps for itself: others on the device may need it, and a retry may too."""

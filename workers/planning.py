@@ -33,6 +33,9 @@ MOST_AT_FIRST = 4
 #: Idle share of a GPU above which the next start gets a process more.
 IDLE_SHARE = 0.1
 
+#: Tells a slot how many share its device.
+SLOTS_VARIABLE = "PENSTOCK_SLOTS_OF_DEVICE"
+
 
 @dataclass(frozen=True)
 class NodePlan:
@@ -67,6 +70,7 @@ class NodePlan:
             # Otherwise tokenizers warns and turns itself off when a process forks.
             "TOKENIZERS_PARALLELISM": "false" if self.threads == 1 else "true",
             "PENSTOCK_SHOWN_DEVICE": self.device.name,
+            SLOTS_VARIABLE: str(self.slots),
             # By UUID, because with MIG the numbers that CUDA gives are not nvidia-smi's.
             "CUDA_VISIBLE_DEVICES": self.device.uuid,
         }
@@ -117,7 +121,9 @@ class _Planning:
             slots_why=slots_why,
             threads_why=threads_why,
             slot_bytes_why=self._slot_bytes_why,
-            note=None if self.device.is_cpu else note_path(self.settings, self.spec, self.device.title),
+            note=None
+            if self.device.is_cpu or self.settings.processes_per_device
+            else note_path(self.settings, self.spec, self.device.title),
         )
 
     def _slots(self, share: int | None) -> tuple[int, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -14,6 +15,9 @@ from workers.budget import TokenBudget
 from workers.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
+
+#: Seconds before a single row without memory is tried once more.
+PAUSE_S = 1.0
 
 T = TypeVar("T")
 
@@ -62,21 +66,35 @@ def run_batches(
             waiting = [rest[rows] for rows in plan_batches(lengths[rest], budget.tokens, pads=pads)][::-1]
             continue
         on_batch(tokens)
-        output = _try(run, batch)
-        if output is None and len(batch) > 1:
-            budget.lower(tokens)
+        output = _try(lambda: run(batch))  # noqa: B023 - called at once
+        if output is None:
             log.warning("No memory for a batch", extra={"action": "split", "rows": len(batch), "tokens": tokens})
-            waiting.append(batch)
-            continue
+            budget.lower()
+            if len(batch) > 1:
+                half = len(batch) // 2
+                waiting += [batch[half:], batch[:half]]
+                continue
+            time.sleep(PAUSE_S)  # somebody else may have needed the memory for a moment
+            output = _try(lambda: run(batch))  # noqa: B023 - called at once
         if output is not None:
             budget.passed(tokens)
         yield Ran(batch, tokens, output)
 
 
-def _try(run: Callable[[np.ndarray], T], batch: np.ndarray) -> T | None:
+def run_patiently(run: Callable[[], T], budget: TokenBudget) -> T | None:
+    """Run what cannot be halved; if there is no memory, once more after a pause. Returns None if there is none then."""
+    output = _try(run)
+    if output is not None:
+        return output
+    budget.lower()
+    time.sleep(PAUSE_S)
+    return _try(run)
+
+
+def _try(run: Callable[[], T]) -> T | None:
     """Run a batch. Returns None if there is no memory for it; the exception, which holds its tensors, is gone then."""
     try:
-        return run(batch)
+        return run()
     except Exception as exc:
         if not is_out_of_memory(exc):
             raise

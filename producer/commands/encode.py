@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -22,7 +23,7 @@ from producer.progress import Progress
 from producer.runs import Run
 from producer.summary import print_summary, summary
 from producer.writers import check_kept, check_out
-from tasks.errors import JobFailed, Transient, UnknownJob, UsageError
+from tasks.errors import JobFailed, PenstockError, Transient, UnknownJob, UsageError
 from tasks.messages import EncodeOptions, JobSpec, ModelSpec
 from tasks.settings import Settings
 
@@ -179,7 +180,7 @@ def encode(  # noqa: PLR0913 - one parameter an option
     check_kept(keep)
     if out is not None:
         check_out(out, overwrite=overwrite)
-    page = None if report is None else check_report(report, overwrite=overwrite, option="--report")
+    page = _check_page(report, out, overwrite=overwrite)
     corpus = read_files(inputs, stdin_format=stdin_format, text_field=text_field, id_field=id_field, keep_fields=keep)
     if dry_run:
         _print_estimate(estimate(corpus.rows, settings, how), as_json=as_json)
@@ -196,7 +197,7 @@ def encode(  # noqa: PLR0913 - one parameter an option
             _report_detached(client, spec, as_json=as_json)
             return
         if page is not None:  # before an embedded run is collected, and goes
-            write_report(client, job.id, page)
+            _write_report(client, job, page)
         status = job.status()
         written = job.collect(out, overwrite=overwrite) if out is not None else []
         result = summary(
@@ -208,6 +209,24 @@ def encode(  # noqa: PLR0913 - one parameter an option
     _report(result, as_json=as_json)
     if status.failed_rows:
         raise typer.Exit(JobFailed.exit_code)
+
+
+def _check_page(report: str | None, out: str | None, *, overwrite: bool) -> Path | None:
+    """Return where the job's page goes, if one is wanted."""
+    if report is None:
+        return None
+    page = check_report(report, overwrite=overwrite, option="--report")
+    if out is not None and page == Path(out).resolve():
+        raise UsageError(f"--report {report}: that is --out. Name another file for the page.")
+    return page
+
+
+def _write_report(client: Client, job: Job, page: Path) -> None:
+    """Write the page; its faults do not keep the results back."""
+    try:
+        write_report(client, job.id, page)
+    except (PenstockError, OSError) as exc:
+        shared.err.print(f"penstock: no report: {exc}", markup=False)
 
 
 def _report(result: dict[str, Any], *, as_json: bool) -> None:

@@ -60,6 +60,8 @@ def test_a_report_is_written_before_the_run_goes(shell: Shell) -> None:
     result = shell.json(*command)
     assert result["job"] in (shell.folder / "report.html").read_text()
     assert runs_of(shell) == []
+    refused = shell.run("encode", corpus, "--model", "fake", "--out", "r.npy", "--report", "./r.npy", code=2)
+    assert "--report ./r.npy: that is --out" in refused.stderr
     refused = shell.run(*command, "--out", "other.npy", code=2)
     assert "--report report.html exists already" in refused.stderr
     refused = shell.run(*command[:-1], "no/such/folder/report.html", "--overwrite", code=2)

@@ -20,10 +20,11 @@ from sentence_transformers.sentence_transformer.modules import Pooling, StaticEm
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.normalizers import Lowercase
 
-from tasks.errors import ModelNotFound
+from tasks.errors import DeviceFull, ModelNotFound
 from tasks.messages import EncodeOptions, ModelSpec
 from tasks.settings import Settings
 from tests.tiny_models import tiny_bert
+from workers import running
 from workers.engines.fingerprint import fingerprint_of
 from workers.engines.sentence_transformer import SentenceTransformerEncoder
 
@@ -179,6 +180,24 @@ def test_rows_go_in_smaller_batches_when_memory_runs_out(tmp_path: Path) -> None
     assert said["largest difference"] < 1e-5
 
 
+def test_a_device_that_is_full_fails_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If there is no memory for a few words either, the chunk goes to others, and comes back later."""
+    monkeypatch.setattr(running, "PAUSE_S", 0.0)
+    engine = load(tiny_bert(tmp_path / "model"))
+
+    def fill(*_: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    forward = engine._forward
+    for reproducible in (False, True):
+        options = EncodeOptions(reproducible=reproducible)
+        monkeypatch.setattr(engine, "_forward", fill)
+        with pytest.raises(DeviceFull):
+            engine.encode(["one two", "three"], options)
+        monkeypatch.setattr(engine, "_forward", forward)
+        assert engine.encode(["one two", "three"], options).errors == [None, None]
+
+
 @pytest.mark.model
 def test_reproducible_vectors_have_the_same_bits_in_any_company(minilm: SentenceTransformerEncoder) -> None:
     """Alone, backwards, and in another chunk; and they are those of any other run within rounding."""
@@ -268,8 +287,8 @@ def test_static_embeddings_take_the_general_way(tmp_path: Path) -> None:
     SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=12)], device="cpu").save(str(tmp_path / "m"))
     engine = load(str(tmp_path / "m"))
     texts = [text for text in TEXTS if text.strip()]
-    encoded = engine.encode(texts, EncodeOptions())
-    np.testing.assert_allclose(encoded.vectors, reference(str(tmp_path / "m")).encode(texts), atol=1e-6)
+    encoded = engine.encode(texts * 30, EncodeOptions())  # several blocks, prepared in a thread
+    np.testing.assert_allclose(encoded.vectors, reference(str(tmp_path / "m")).encode(texts * 30), atol=1e-6)
     assert engine.encode(["one two three"], EncodeOptions()).n_tokens.tolist() == [3]
 
 

@@ -91,10 +91,12 @@ def test_blocks_hold_every_row_once_and_the_longest_first(texts, limit, block_to
     assert all(len(block) for block in blocks)
 
 
-def test_blocks_are_about_as_large_as_asked():
-    """A block ends before the one that would begin beyond its tokens."""
-    blocks = cut_blocks(["x" * 39] * 10, 256, 30)
-    assert [len(block) for block in blocks] == [3, 3, 3, 1]
+def test_blocks_are_a_quarter_of_the_rows():
+    """No less than a batch, no more than sixteen."""
+    texts = ["x" * 39] * 100  # ten tokens each
+    assert [len(block) for block in cut_blocks(texts, 256, 30)] == [25] * 4
+    assert [len(block) for block in cut_blocks(texts, 256, 500)] == [50] * 2
+    assert {len(block) for block in cut_blocks(texts * 10, 256, 10)} == {16, 8}
 
 
 @given(st.integers(1, 5000))

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.unit.test_budget import Device
+from workers import running
 from workers.budget import TokenBudget
 from workers.memory import is_out_of_memory
-from workers.running import run_batches
+from workers.running import run_batches, run_patiently
 
 
 def runs(lengths, tokens, most=10**9, *, pads=True):
@@ -24,6 +25,13 @@ def runs(lengths, tokens, most=10**9, *, pads=True):
     return list(run_batches(lengths, held, run, started.append, pads=pads)), held, started
 
 
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch):
+    """Do not wait for a neighbour."""
+    monkeypatch.setattr(running, "PAUSE_S", 0.0)
+
+
+@example([1, 1], 16, 1)
 @given(st.lists(st.integers(1, 300), max_size=100), st.integers(16, 4000), st.integers(1, 2000))
 def test_every_row_is_run_or_has_no_memory_alone(lengths, tokens, most):
     """Whatever the device takes, each row comes once, and only rows beyond its memory come without an output."""
@@ -51,6 +59,33 @@ def test_without_padding_true_tokens_count():
     assert [batch.tokens for batch in ran] == [130]
 
 
+def test_a_single_row_gets_another_chance():
+    """A neighbour needed the memory for a moment."""
+    answers = iter([None, "vector"])
+
+    def run(_):
+        answer = next(answers)
+        if answer is None:
+            raise MemoryError
+        return answer
+
+    held = TokenBudget(100, Device())
+    (ran,) = run_batches(np.array([3]), held, run, lambda _: None, pads=True)
+    assert (ran.output, held.shortages) == ("vector", 1)
+
+
+def test_what_cannot_be_halved_gets_another_chance_too():
+    """And no third one."""
+
+    def fail():
+        raise MemoryError
+
+    held = TokenBudget(100, Device())
+    assert run_patiently(lambda: "vectors", held) == "vectors"
+    assert run_patiently(fail, held) is None
+    assert held.shortages == 1
+
+
 def test_any_other_fault_is_not_taken_for_a_shortage():
     """FlagEmbedding takes every RuntimeError for one."""
 
@@ -66,6 +101,9 @@ def test_any_other_fault_is_not_taken_for_a_shortage():
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
         (MemoryError(), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA driver error: out of memory"), True),
+        (RuntimeError("could not create a primitive"), True),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), False),

@@ -39,10 +39,5 @@ def use_flash_attention(model: SentenceTransformer) -> None:
 
 
 def is_unpadded(model: SentenceTransformer) -> bool:
-    """Whether batches go to the model without padding.
-
-    Such a batch is made by ``model[0].data_collator`` from a list of ``{"input_ids": [...]}``: ``input_ids`` and
-    ``position_ids`` (1, n_tokens of all rows), and where each row begins, ``cu_seq_lens_q`` (n_rows + 1). ``labels``
-    are to be dropped, and ``model[0]._flatten_position_offset`` added to the positions.
-    """
+    """Whether batches go to the model without padding; workers.engines.features makes them."""
     return bool(getattr(model[0], "can_flatten_inputs", False))

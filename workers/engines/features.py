@@ -8,6 +8,7 @@ with its batch (``TextFeatures``): twice the work, and the model decides everyth
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -161,6 +162,8 @@ class TextFeatures:
     def __init__(self, model: SentenceTransformer, device: str) -> None:
         self._model = model
         self._device = device
+        #: A tokenizer keeps its limit between calls, and the next block is prepared while batches of this one are made.
+        self._turn = threading.Lock()
 
     def prepare(self, texts: Sequence[str], prompt: str | None, limit: int) -> Prepared:
         """Preprocess each text alone, with one token more than the limit, to see what would be cut."""
@@ -168,7 +171,7 @@ class TextFeatures:
         how: dict[str, Any] = {}
         if is_transformer and limit != NO_LIMIT:
             how = {"processing_kwargs": {"text": {"max_length": limit + 1}}}
-        found = [_count_tokens(self._model.preprocess([text], prompt=prompt, **how)) for text in texts]
+        found = [_count_tokens(self._preprocess([text], prompt=prompt, **how)) for text in texts]
         counts = np.array(found, np.int32)
         extra: dict[str, Any] = {"prompt": prompt}
         if how:
@@ -177,8 +180,13 @@ class TextFeatures:
 
     def batch(self, prepared: Prepared, rows: np.ndarray, length: int | None = None) -> dict[str, Any]:  # noqa: ARG002
         """Let the model preprocess the texts of a batch; it pads as it likes."""
-        features = self._model.preprocess([prepared.rows[i] for i in rows], **prepared.extra)
+        features = self._preprocess([prepared.rows[i] for i in rows], **prepared.extra)
         return {name: to_device(value, self._device) for name, value in features.items()}
+
+    def _preprocess(self, texts: list[str], **how: Any) -> dict[str, Any]:
+        with self._turn:
+            features: dict[str, Any] = self._model.preprocess(texts, **how)
+        return features
 
 
 def _count_tokens(features: dict[str, Any]) -> int:

@@ -9,24 +9,20 @@ from typing import Any
 import torch
 from sentence_transformers import SentenceTransformer
 
-#: Elements of each tensor that enter the fingerprint; all of a smaller one.
-FINGERPRINT_ELEMENTS = 65_536
-
 
 def fingerprint_of(model: SentenceTransformer) -> str:
-    """Hash what the vectors depend on.
+    """Hash what the vectors depend on: a second for each GB of weights.
 
-    That is the modules with their settings, the token limit, a sample of every tensor, prompts, the tokenizer, and what
-    an export was made for.
+    That is the modules with their settings, the token limit, every tensor, prompts, the tokenizer, and what an export
+    was made for.
     """
     digest = hashlib.blake2b(digest_size=8)
     digest.update(repr([type(module).__name__ for module in model]).encode())
     digest.update(repr(model.max_seq_length).encode())
     for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().reshape(-1)
-        sample = flat[:: max(1, flat.numel() // FINGERPRINT_ELEMENTS)].cpu().contiguous()
+        flat = tensor.detach().reshape(-1).contiguous().cpu()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(sample.view(torch.uint8).numpy().tobytes())
+        digest.update(flat.view(torch.uint8).numpy().data)
     for module in model:
         config: dict[str, Any] = getattr(module, "get_config_dict", dict)()
         digest.update(json.dumps(config, sort_keys=True, default=str).encode())

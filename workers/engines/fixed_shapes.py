@@ -28,12 +28,14 @@ class FixedShapes:
         device: ``cpu`` or ``cuda``.
         most: tokens of a row that the model takes; no row is padded beyond.
         can_pad: whether batches can be padded to any length; if not, rows go alone, as long as they are.
+        probe: runs rows of the engine's own, the same in all processes, by which a shape is tried.
     """
 
-    def __init__(self, device: str, most: int, *, can_pad: bool) -> None:
+    def __init__(self, device: str, most: int, probe: Forward, *, can_pad: bool) -> None:
         self._tokens = CPU_TOKENS if device == "cpu" else GPU_TOKENS
         self._most = most
         self._can_pad = can_pad
+        self._probe = probe
         self._n_rows: dict[int, int] = {}
 
     def plan(self, lengths: np.ndarray) -> list[tuple[np.ndarray, int]]:
@@ -58,7 +60,7 @@ class FixedShapes:
     def run(self, rows: np.ndarray, length: int, forward: Forward) -> np.ndarray:
         """Run a batch of the plan. Returns (n_rows, dim)."""
         if length not in self._n_rows:
-            self._n_rows[length] = self._find_rows(rows, length, forward)
+            self._n_rows[length] = self._find_rows(length)
         n_rows = self._n_rows[length]
         if n_rows == 1:
             return np.concatenate([forward(rows[i : i + 1], length) for i in range(len(rows))])
@@ -71,8 +73,11 @@ class FixedShapes:
     def _rows_of(self, length: int) -> int:
         return max(1, self._tokens // max(1, length)) if self._can_pad else 1
 
-    def _find_rows(self, rows: np.ndarray, length: int, forward: Forward) -> int:
+    def _find_rows(self, length: int) -> int:
         """Return how many rows a batch of this length has: one, if a row's bits depend on its place."""
-        full = np.resize(rows, self._rows_of(length))
-        turned = forward(np.roll(full, 1), length)
-        return len(full) if np.array_equal(np.roll(forward(full, length), 1, axis=0), turned, equal_nan=True) else 1
+        rows = np.arange(self._rows_of(length))
+        if len(rows) == 1:
+            return 1
+        turned = self._probe(np.roll(rows, 1), length)
+        straight = self._probe(rows, length)
+        return len(rows) if np.array_equal(np.roll(straight, 1, axis=0), turned, equal_nan=True) else 1

@@ -68,7 +68,7 @@ def pack_linears(model: torch.nn.Module, sample: Callable[[], torch.Tensor]) -> 
             setattr(parent, name, PackedLinear(child))
         after = sample()
         is_same = bool((after - before).abs().max() <= TOLERANCE * before.abs().max())
-    except (RuntimeError, NotImplementedError, AttributeError) as exc:  # a build without oneDNN, or a model's own ways
+    except Exception as exc:  # noqa: BLE001 - a build without oneDNN, or whatever a model does with its layers
         log.info("Linear layers stay as they are: %s", type(exc).__name__, extra={"action": "pack"})
         is_same = False
     if not is_same:

@@ -6,6 +6,7 @@ and what happens when memory runs out, is decided here.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tasks.errors import DeviceFull
 from tasks.messages import EncodeOptions, ModelSpec
 from tasks.ports import Encoded
 from tasks.settings import Settings
@@ -27,16 +29,20 @@ from workers.engines.fixed_shapes import FixedShapes
 from workers.engines.loading import load_model
 from workers.engines.outbox import Outbox
 from workers.engines.packed_linear import pack_linears
+from workers.engines.runtimes import PACKAGES as RUNTIMES
 from workers.memory import DeviceMemory, device_name, is_out_of_memory
 from workers.overlap import one_ahead
-from workers.running import run_batches
+from workers.planning import SLOTS_VARIABLE
+from workers.running import run_batches, run_patiently
 
-#: Batches of a block of rows that is tokenised while the one before is in the model.
-BLOCK_BATCHES = 16
+#: Libraries on which bits and speed depend.
+PACKAGES = ("torch", "transformers", "sentence-transformers", "penstock")
 #: Tokens of a row in a probe, as far as the model takes them: between sentences and pages.
 PROBE_ROW_TOKENS = 128
 #: What probes are made of.
 PROBE_TEXT = "It rained for a week, and the river rose above the road to the mill. " * 64
+#: Where in that text the rows begin by which a fixed shape is tried.
+PROBE_SHIFTS = (0, 3, 10, 16, 21, 31, 36, 46)
 
 
 class SentenceTransformerEncoder:
@@ -52,11 +58,11 @@ class SentenceTransformerEncoder:
         self._features = features_of(self._model, device)
         self._most = int(min(self._model.max_seq_length or NO_LIMIT, NO_LIMIT))
         self._dim = self._model.get_embedding_dimension() or 0
-        self._fixed_shapes = FixedShapes(device, self._most, can_pad=self._features.can_pad_to)
+        self._fixed_shapes = FixedShapes(device, self._most, self._run_probe, can_pad=self._features.can_pad_to)
         self.weights = fingerprint_of(self._model)
         if device == "cpu" and not settings.compile:
             pack_linears(self._model, self._run_sample)
-        self._memory = DeviceMemory(device, settings.memory_ratio)
+        self._memory = DeviceMemory(device, settings.memory_ratio, int(os.environ.get(SLOTS_VARIABLE, "1")))
         facts = self._facts(settings)
         self.place = " ".join(facts.values())
         self._budget = self._find_budget(settings, facts)
@@ -96,10 +102,14 @@ class SentenceTransformerEncoder:
         )
         run = self._run_fixed if options.reproducible else self._run_packed
         shortages = self._budget.shortages
+        outbox = Outbox(self._device, lambda rows, vectors: _put(result, rows, vectors))
         for rows, prepared in self._tokenised(texts, options, result):
             started = time.perf_counter()
-            run(_Block(rows, prepared, options, on_batch, result))
+            run(_Block(rows, prepared, options, on_batch, result), outbox)
             result.model_s += time.perf_counter() - started
+        started = time.perf_counter()
+        outbox.empty()
+        result.model_s += time.perf_counter() - started
         result.memory_splits = self._budget.shortages - shortages
         return result
 
@@ -118,24 +128,23 @@ class SentenceTransformerEncoder:
             result.tokenise_s += time.perf_counter() - started
             return rows, prepared
 
-        yield from one_ahead(cut_blocks(texts, limit, BLOCK_BATCHES * self._budget.tokens), prepare)
+        yield from one_ahead(cut_blocks(texts, limit, self._budget.tokens), prepare)
 
-    def _run_packed(self, block: _Block) -> None:
+    def _run_packed(self, block: _Block, outbox: Outbox) -> None:
         """Run rows in batches as large as the budget."""
-        outbox = Outbox(self._device, block.put)
 
-        def run(batch: np.ndarray) -> torch.Tensor:
-            return self._forward(self._features.batch(block.prepared, batch), block.options)
+        def run(batch: np.ndarray) -> bool:
+            vectors = self._forward(self._features.batch(block.prepared, batch), block.options)
+            outbox.send(block.rows[batch], vectors)  # here, because it takes memory too
+            return True
 
         for ran in run_batches(block.prepared.lengths, self._budget, run, block.on_batch, pads=self._features.pads):
             if ran.output is None:
-                block.fail(ran.rows)
+                self._fail(block, ran.rows)
             else:
-                outbox.send(ran.rows, ran.output)
                 block.result.padded_tokens += ran.tokens
-        outbox.empty()
 
-    def _run_fixed(self, block: _Block) -> None:
+    def _run_fixed(self, block: _Block, _: Outbox) -> None:
         """Run rows in batches of fixed shapes, which cannot be halved."""
 
         def run(batch: np.ndarray, length: int) -> np.ndarray:
@@ -145,13 +154,34 @@ class SentenceTransformerEncoder:
         for batch, length in self._fixed_shapes.plan(block.prepared.lengths):
             tokens = self._fixed_shapes.cost(len(batch), length)
             block.on_batch(tokens)
-            try:
-                block.put(batch, self._fixed_shapes.run(batch, length, run))
+            vectors = run_patiently(lambda: self._fixed_shapes.run(batch, length, run), self._budget)  # noqa: B023
+            if vectors is None:
+                self._fail(block, batch)
+            else:
+                _put(block.result, block.rows[batch], vectors)
                 block.result.padded_tokens += tokens
-            except Exception as exc:
-                if not is_out_of_memory(exc):
-                    raise
-                block.fail(batch)
+
+    def _fail(self, block: _Block, batch: np.ndarray) -> None:
+        """Make rows error rows for which the device has no memory.
+
+        Raises:
+            DeviceFull: it has none for a few words either, which is no fault of these rows.
+        """
+        try:
+            self._run_sample()
+        except Exception as exc:
+            if is_out_of_memory(exc):
+                raise DeviceFull from exc
+            raise
+        for i in block.rows[batch]:
+            block.result.errors[i] = f"the device has no memory for this row's {block.result.n_tokens[i]} tokens"
+
+    def _run_probe(self, rows: np.ndarray, length: int) -> np.ndarray:
+        """Run rows of the engine's own, padded to a length. Returns (n_rows, dim)."""
+        texts = [PROBE_TEXT[shift:] for shift in PROBE_SHIFTS]
+        prepared = self._features.prepare(texts, None, length)
+        features = self._features.batch(prepared, rows % len(texts), length)
+        return self._forward(features, EncodeOptions()).float().cpu().numpy()
 
     @torch.inference_mode()
     def _forward(self, features: dict[str, Any], options: EncodeOptions) -> torch.Tensor:
@@ -174,10 +204,12 @@ class SentenceTransformerEncoder:
             "weights": self.weights,
             "device": device_name(self._device),
             "threads": str(torch.get_num_threads()),
-            "precision": settings.precision,
+            "numbers": str(self._model.dtype),
+            "attention": str(getattr(getattr(self._model[0], "config", None), "_attn_implementation", None)),
+            "pads": str(self._features.pads),
             "backend": settings.backend,
             "compile": str(settings.compile),
-            **{package: version(package) for package in ("torch", "transformers", "sentence-transformers", "penstock")},
+            **{package: version(package) for package in (*PACKAGES, *RUNTIMES.get(settings.backend, ()))},
         }
 
     def _find_budget(self, settings: Settings, facts: dict[str, str]) -> TokenBudget:
@@ -213,15 +245,10 @@ class _Block:
     on_batch: Callable[[int], None]
     result: Encoded
 
-    def put(self, batch: np.ndarray, vectors: np.ndarray) -> None:
-        """Take the vectors of rows of this block, (n_rows, dim) float32."""
-        rows = self.rows[batch]
-        self.result.vectors[rows] = vectors
-        for i in rows[~np.isfinite(vectors).all(axis=1)]:
-            self.result.errors[i] = "the model gave a vector with numbers that are not finite"
-            self.result.vectors[i] = 0.0
 
-    def fail(self, batch: np.ndarray) -> None:
-        """Make rows error rows for which the device has no memory."""
-        for i in self.rows[batch]:
-            self.result.errors[i] = f"the device has no memory for this row's {self.result.n_tokens[i]} tokens"
+def _put(result: Encoded, rows: np.ndarray, vectors: np.ndarray) -> None:
+    """Take the vectors of rows, (n_rows, dim) float32."""
+    result.vectors[rows] = vectors
+    for i in rows[~np.isfinite(vectors).all(axis=1)]:
+        result.errors[i] = "the model gave a vector with numbers that are not finite"
+        result.vectors[i] = 0.0
