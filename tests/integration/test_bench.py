@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
 import numpy as np
+import psutil
 import pytest
 from sentence_transformers import SentenceTransformer
 
+from tests.conftest import wait_until
 from tests.tiny_models import WORDS, tiny_bert
 from workers.bench import ceiling
 from workers.bench.figures import Corpus
@@ -76,6 +79,41 @@ def test_the_ceiling_has_a_figure_for_each_kernel(monkeypatch):
     found = ceiling.measure(Work([(64, 128), (128, 64)], 0), Setup("a/b", ("cpu",) * 2, 1, "fp32", 32))
     assert list(found) == ["torch", "oneDNN"]
     assert min(found.values()) > 0
+
+
+def is_alive(process):
+    """Whether a process still runs."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.parametrize("end", [os.kill, os.killpg])
+def test_sigterm_leaves_no_folder_and_no_process(tmp_path, end):
+    """Neither of the command nor of what it started, whether it or its whole group is told."""
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "corpus.txt").write_text("\n".join(TEXTS) + "\n")
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-P", "-m", "producer.cli", "bench", "encode", "--corpus", "corpus.txt"),
+            *("--model", tiny_bert(tmp_path / "model"), "--rounds", "9", "--out", "bench.json"),
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "TMPDIR": str(tmp_path / "tmp")},
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        wait_until(lambda: any((tmp_path / "tmp").glob("*/run-1/task.json")), "the first run has begun")
+        family = psutil.Process(process.pid).children(recursive=True)
+        end(process.pid, signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+    assert list((tmp_path / "tmp").glob("penstock-bench-*")) == []
+    assert not (tmp_path / "bench.json").exists()
+    wait_until(lambda: not any(map(is_alive, family)), "all of it is gone")
 
 
 @pytest.mark.parametrize("batch_size", [4, 16, 64])

@@ -32,8 +32,8 @@ def main() -> int:
 
     It is 1 if a contender failed: the figures of the others count all the same.
     """
+    signal.signal(signal.SIGTERM, _end)
     lifeline.hang_on_stdin(lambda: os.kill(os.getpid(), signal.SIGTERM))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that everything is cleaned up
     err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
     try:
         plan = BenchPlan.read(sys.argv[1])
@@ -60,6 +60,12 @@ def main() -> int:
         else:
             err.print(f"written: {path}")
     return code
+
+
+def _end(*_: object) -> None:
+    """Clean up and end. A second SIGTERM, from whoever held the lifeline, must not interrupt that."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(128 + signal.SIGTERM)
 
 
 def _write_figures(result: dict[str, Any], path: Path) -> None:

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import psutil
 
+from tasks import lifeline
+
 #: Seconds between two looks.
 LOOK_S = 0.25
 #: Seconds after which a program counts as hung.
@@ -161,7 +163,13 @@ def _gpu_log(folder: Path, watches_gpu: bool) -> Iterator[None]:
     only = [f"--id={visible}"] if visible else []
     command = [program, *only, f"--query-gpu={GPU_FIELDS}", "--format=csv,noheader,nounits", "-lms", "500"]
     with (folder / "gpu.csv").open("wb") as file:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=lifeline.die_with_parent,  # noqa: PLW1509 - the child calls nothing that needs a lock
+        )
         try:
             yield
         finally:
