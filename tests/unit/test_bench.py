@@ -24,6 +24,7 @@ from workers.bench.figures import Corpus, Outcome, summarise
 from workers.bench.plan import CEILING, PENSTOCK, SENTENCE_TRANSFORMERS, BenchPlan, Contender
 from workers.bench.rounds import Bench, _best_sizes
 from workers.bench.work import Work
+from workers.devices import Device
 
 OURS = Contender(PENSTOCK, 2, 1)
 SMALL = Contender(SENTENCE_TRANSFORMERS, 1, 2, batch_size=8)
@@ -311,6 +312,26 @@ def test_what_nvidia_smi_writes_is_read(tmp_path):
     assert watched.gpu_peak_bytes == 2 << 30
     assert watched.gpu_share(0, 1) is None
     assert watching.read_gpu_log(tmp_path / "none.csv") == []
+
+
+def test_everybody_sees_the_gpus_that_penstock_would_take(tmp_path, monkeypatch):
+    """And these are watched; by UUID, as numbers differ between nvidia-smi and CUDA."""
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$$ $*" > {tmp_path}/asked\nexec sleep 600\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1,0")
+    bench = Bench(read(), tmp_path, say=print, doing=print)
+    bench._gpus = [Device("cuda:1", uuid="GPU-b"), Device("cuda:0", uuid="GPU-a")]
+    code = "import os, sys, time\nwhile not os.path.getsize(sys.argv[1]): time.sleep(0.01)"
+    code += "\nprint(os.environ['CUDA_VISIBLE_DEVICES'])"
+    (tmp_path / "asked").touch()
+    assert bench._watch([sys.executable, "-c", code, str(tmp_path / "asked")], tmp_path, {}).status == 0
+    assert (tmp_path / "out").read_text() == "GPU-b,GPU-a\n"
+    pid, first, *_ = (tmp_path / "asked").read_text().split()
+    assert first == "--id=GPU-b,GPU-a"
+    assert not psutil.pid_exists(int(pid))
 
 
 #: Starts a process that nobody would end, says which, and waits.

@@ -159,7 +159,6 @@ class Bench:
     def _run_task(self, contender: Contender, folder: Path) -> tuple[watching.Watched, dict[str, Any]]:
         """Run a peer, the survey or the ceiling."""
         n_gpus = len(self._gpus)
-        # By place: CUDA_VISIBLE_DEVICES may name them by UUID.
         devices = [f"cuda:{i % n_gpus}" if n_gpus else "cpu" for i in range(contender.processes)]
         task: dict[str, Any] = {
             "name": contender.name,
@@ -207,8 +206,11 @@ class Bench:
     def _watch(self, command: list[str], folder: Path, changes: dict[str, str]) -> watching.Watched:
         # Nobody's settings of penstock's: what runs is what the plan says.
         own = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
-        environment = {**own, "PYTHONSAFEPATH": "1", **changes}
-        return watching.run(command, folder=folder, environment=environment, watches_gpu=bool(self._gpus))
+        uuids = [gpu.uuid for gpu in self._gpus]
+        # The same GPUs for everybody, numbered as they stand here.
+        visible = {"CUDA_VISIBLE_DEVICES": ",".join(uuids)} if uuids else {}
+        environment = {**own, "PYTHONSAFEPATH": "1", **visible, **changes}
+        return watching.run(command, folder=folder, environment=environment, gpus=uuids)
 
     def _new_folder(self) -> Path:
         self._n_runs += 1

@@ -110,12 +110,14 @@ class _Family:
                 process.kill()  # psutil checks that the pid is not another's by now
 
 
-def run(command: Sequence[str], *, folder: Path, environment: Mapping[str, str], watches_gpu: bool = False) -> Watched:
+def run(command: Sequence[str], *, folder: Path, environment: Mapping[str, str], gpus: Sequence[str] = ()) -> Watched:
     """Run a program on a lifeline to its end; ``out`` and ``err`` in the folder get what it says.
+
+    The GPUs with these UUIDs are watched.
 
     However this is left, nothing that the program started goes on.
     """
-    with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err, _gpu_log(folder, watches_gpu):
+    with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err, _gpu_log(folder, gpus):
         began = time.monotonic()
         process = subprocess.Popen(
             command,
@@ -153,15 +155,14 @@ def _end(process: subprocess.Popen[bytes], family: _Family) -> None:
 
 
 @contextlib.contextmanager
-def _gpu_log(folder: Path, watches_gpu: bool) -> Iterator[None]:
+def _gpu_log(folder: Path, gpus: Sequence[str]) -> Iterator[None]:
     """Have nvidia-smi write down twice a second how busy the GPUs are."""
-    program = shutil.which("nvidia-smi") if watches_gpu else None
+    program = shutil.which("nvidia-smi") if gpus else None
     if program is None:
         yield
         return
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    only = [f"--id={visible}"] if visible else []
-    command = [program, *only, f"--query-gpu={GPU_FIELDS}", "--format=csv,noheader,nounits", "-lms", "500"]
+    looks = ["--format=csv,noheader,nounits", "-lms", "500"]
+    command = [program, f"--id={','.join(gpus)}", f"--query-gpu={GPU_FIELDS}", *looks]
     with (folder / "gpu.csv").open("wb") as file:
         process = subprocess.Popen(
             command,
