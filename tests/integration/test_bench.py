@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -13,9 +14,10 @@ import psutil
 import pytest
 from sentence_transformers import SentenceTransformer
 
+from tasks.errors import Permanent
 from tests.conftest import wait_until
 from tests.tiny_models import WORDS, tiny_bert
-from workers.bench import ceiling
+from workers.bench import ceiling, peers
 from workers.bench.figures import Corpus
 from workers.bench.peers import Setup
 from workers.bench.plan import SENTENCE_TRANSFORMERS, Contender
@@ -114,6 +116,27 @@ def test_sigterm_leaves_no_folder_and_no_process(tmp_path, end):
     assert list((tmp_path / "tmp").glob("penstock-bench-*")) == []
     assert not (tmp_path / "bench.json").exists()
     wait_until(lambda: not any(map(is_alive, family)), "all of it is gone")
+
+
+def test_a_pool_that_never_comes_to_rest_is_an_error(monkeypatch):
+    """Timed while it still loads, it would look slow."""
+
+    class Busy:
+        spent = itertools.count(1)
+
+        def __init__(self, pid):
+            pass
+
+        def cpu_times(self):
+            return next(self.spent), 0, 0, 0
+
+    monkeypatch.setattr(peers, "LOAD_S", 0.1)
+    monkeypatch.setattr(peers, "IDLE_S", 0.01)
+    monkeypatch.setattr(peers.psutil, "Process", Busy)
+    with pytest.raises(Permanent, match="still loading after 0 s"):
+        peers._wait_until_idle([1, 2])
+    monkeypatch.setattr(Busy, "spent", itertools.repeat(5.0))
+    peers._wait_until_idle([1, 2])
 
 
 @pytest.mark.parametrize("batch_size", [4, 16, 64])

@@ -17,7 +17,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from tasks import weights
-from tasks.errors import ModelNotFound
+from tasks.errors import ModelNotFound, Permanent
 from tasks.messages import ModelSpec
 from workers.bench.plan import pieces, rows_of_a_piece
 
@@ -164,7 +164,11 @@ def _shares(name: str, texts: Sequence[str], processes: int) -> list[list[str]]:
 
 
 def _wait_until_idle(pids: list[int]) -> None:
-    """Wait until processes have loaded all that they load: those of the pool tell nobody when they are ready."""
+    """Wait until processes have loaded all that they load: those of the pool tell nobody when they are ready.
+
+    Raises:
+        Permanent: they are still busy when their time is over.
+    """
     deadline = time.monotonic() + LOAD_S
     spent = [0.0] * len(pids)
     while time.monotonic() < deadline:
@@ -173,6 +177,7 @@ def _wait_until_idle(pids: list[int]) -> None:
         if now == spent:
             return
         spent = now
+    raise Permanent(f"the pool's processes were still loading after {LOAD_S:.0f} s")
 
 
 class _RayActor:
