@@ -128,7 +128,7 @@ def role_of(command: str) -> str:
         "producer.cli": "command",
         "tasks.lifeline": "guard",
         "workers.launch": "launch",
-        "-m celery": "node",
+        "workers.run_node": "node",
         "spawn_main": "slot",
         "semaphore_tracker": "tracker",
     }

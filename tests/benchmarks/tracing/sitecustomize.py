@@ -18,8 +18,8 @@ from types import ModuleType
 WATCHED = {
     *("producer.cli", "producer.client", "producer.commands", "producer.commands.encode"),
     *("tasks.app", "tasks.settings", "tasks.lifeline"),
-    *("workers.launch", "workers.planning", "workers.boot", "workers.engines.sentence_transformer"),
-    *("celery", "celery.bin.celery", "celery.apps.worker", "kombu", "redis", "pydantic_settings", "rich", "typer"),
+    *("workers.launch", "workers.run_node", "workers.planning", "workers.boot", "workers.engines.sentence_transformer"),
+    *("celery", "celery.apps.worker", "kombu", "redis", "pydantic_settings", "rich", "typer"),
     *("numpy", "pyarrow", "obstore", "psutil", "torch", "transformers", "sentence_transformers"),
 }
 #: Calls that are noted: module -> class and method.
