@@ -37,6 +37,8 @@ HEADINGS = (
 
 def main() -> int:
     """Run a bench on each corpus and print the tables."""
+    if len(sys.argv) < 2:
+        sys.exit("usage: make bench-encode DATA=FOLDER, a folder with tatoeba/*.eng.txt and cisi/docs.jsonl")
     data = Path(sys.argv[1])
     n_tokens = int(sys.argv[2]) if len(sys.argv) > 2 else N_TOKENS
     folder = Path("out/bench") / datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
