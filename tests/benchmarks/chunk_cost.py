@@ -2,10 +2,11 @@
 
     python tests/benchmarks/chunk_cost.py [CHUNKS]
 
-Both have eight prefork processes and the same settings of delivery, and both are measured from the first publication
-to the end of the last task. A chunk is a short row for the fake engine: written to the store, announced, published,
-claimed, read, encoded, written, recorded. Half of the empty tasks run before the chunks and half after, so that a
-change of the machine's load meets both. Fails if a chunk is lost or doubled, or costs more than three empty tasks.
+Both have eight prefork processes and the same settings of delivery, and both are measured from the first publication:
+chunks until the last one is recorded and the job over, empty tasks until a process has taken the last one. A chunk is
+a short row for the fake engine: written to the store, announced, published, claimed, read, encoded, written, recorded.
+Half of the empty tasks run before the chunks and half after, so that a change of the machine's load meets both. Fails
+if a chunk is lost or doubled, or costs more than three empty tasks.
 """
 
 from __future__ import annotations
