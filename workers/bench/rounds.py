@@ -53,7 +53,7 @@ class Bench:
         self._say = say
         self._doing = doing
         self._gpus = [device for device in find_devices(Settings.load()) if not device.is_cpu]
-        self._corpus = folder / "corpus.jsonl"
+        self._corpus = (plan.corpus or folder / "corpus.jsonl").absolute()
         self._n_runs = 0
 
     def run(self) -> dict[str, Any]:
@@ -63,8 +63,9 @@ class Bench:
             Permanent: the model cannot be loaded.
         """
         found = conditions.describe(self._gpus)
-        texts = corpus.read_texts(self._plan.corpus) if self._plan.corpus else corpus.make_up(self._plan.max_rows)
-        corpus.write_texts(self._corpus, texts)
+        if self._plan.corpus is None:
+            corpus.write_texts(self._corpus, corpus.make_up(self._plan.max_rows))
+        texts = corpus.read_texts(self._corpus)
         self._n_rows = len(texts)
         precisions = ("fp32", "fp16") if self._gpus else ("fp32",)
         surveys = {precision: self._survey(precision) for precision in precisions}

@@ -6,8 +6,6 @@ import random
 import time
 from typing import Any
 
-import numpy as np
-
 from workers.bench.agreement import sample_rows
 from workers.bench.ceiling import work_of
 from workers.bench.peers import Setup, load
@@ -44,7 +42,7 @@ def survey(setup: Setup, texts: list[str]) -> dict[str, Any]:
     sample = shuffled[: max(FIRST_ROWS, int(rows_per_s * TRY_S))]
     tries = [{size: seconds(sample, size) for size in sizes} for sizes in (BATCH_SIZES, BATCH_SIZES[::-1])]
     return {
-        "lengths": np.array([len(row) for row in ids]).tolist(),
+        "lengths": [len(row) for row in ids],
         "batch_seconds": {str(size): min(found[size] for found in tries) for size in BATCH_SIZES},
         "sample_rows": len(sample),
         "vectors": model.encode([texts[i] for i in sample_rows(len(texts))]).tolist(),
