@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import resource
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +14,8 @@ import torch
 
 from workers import machine
 
-#: How torch's CPU allocator, oneDNN, CUDA with its libraries, and ONNX Runtime say that there is no memory. Only some of them
-#: have a class of their own.
+#: How torch's CPU allocator, oneDNN, CUDA with its libraries, and ONNX Runtime say that there is no memory; only some
+#: have a class of their own for it.
 _OUT_OF_MEMORY = re.compile(
     r"can't allocate memory|not enough memory|CUDA.*out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED"
     r"|Failed to allocate memory|bad_alloc"
@@ -75,9 +77,12 @@ class DeviceMemory:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
     def release(self) -> None:
-        """Give back what torch keeps for itself: others on the device may need it, and a retry may too."""
+        """Give back what torch and malloc keep for themselves: others may need it, and a retry may too."""
         if self.device != "cpu":
             torch.cuda.empty_cache()
+        elif sys.platform == "linux":
+            with suppress(AttributeError):  # musl has no such function
+                ctypes.CDLL(None).malloc_trim(0)
 
 
 def device_name(device: str) -> str:
