@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.errors import UsageError
-from tasks.isolation import encode_bisecting
+from tasks.errors import EngineBroken, UsageError
+from tasks.isolation import PROBE, encode_bisecting
 from tasks.messages import EncodeOptions
 from tasks.settings import Settings
 from tests.encoders import CountingEncoder, assert_same_rows
@@ -152,6 +152,20 @@ def test_reproducible_vectors_are_of_the_same_place(cache):
     assert here.encode(["a"], reproducible).cached_rows == 0
     assert here.encode(["a"], reproducible).cached_rows == 1
     assert CachingEncoder(there, cache).encode(["a"], reproducible).cached_rows == 0
+
+
+def test_a_broken_engine_is_not_hidden_by_what_the_cache_knows(cache):
+    """Whether it still works is asked with a text that no cache can know."""
+
+    class Broken(CountingEncoder):
+        def encode(self, *_):
+            raise RuntimeError("device-side assert")
+
+    works, broken = CachingEncoder(CountingEncoder(), cache), CachingEncoder(Broken(), cache)
+    works.encode([PROBE], OPTIONS)
+    for _ in range(2):
+        with pytest.raises(EngineBroken):
+            encode_bisecting(lambda texts: broken.encode(texts, OPTIONS), ["a new text"], 4)
 
 
 def test_damaged_values_are_computed_and_written_over(cache):
