@@ -130,7 +130,7 @@ def test_rows_beside_one_that_raises_are_kept(cache):
     encode_bisecting(lambda rows: encoder.encode(rows, OPTIONS), texts, 4)
     counting.seen.clear()
     encoded = encode_bisecting(lambda rows: encoder.encode(rows, OPTIONS), texts, 4)
-    assert counting.seen == []
+    assert [text for text in counting.seen if not text.startswith(PROBE)] == []
     assert [error is None for error in encoded.errors] == [True, True, False, True]
 
 
