@@ -37,8 +37,8 @@ def test_batches_are_filled_up():
         seen.append((len(rows), length))
         return rows[:, None].astype(float)
 
-    assert shapes().run(np.array([4, 9, 2]), 128, forward).tolist() == [[4], [9], [2]]
-    assert set(seen) == {(8, 128)}
+    assert shapes().run(np.array([4, 9, 2]), 32, forward).tolist() == [[4], [9], [2]]
+    assert set(seen) == {(8, 32)}
 
 
 def test_a_shape_is_tried_once_and_by_the_same_rows_everywhere():
@@ -51,9 +51,9 @@ def test_a_shape_is_tried_once_and_by_the_same_rows_everywhere():
 
     fixed = shapes(probe=probe)
     for _ in range(3):
-        fixed.run(np.array([7, 5]), 128, lambda rows, length: ran.append(length) or plain(rows, length))
-    assert tried == [([7, 0, 1, 2, 3, 4, 5, 6], 128), ([0, 1, 2, 3, 4, 5, 6, 7], 128)]
-    assert ran == [128] * 3
+        fixed.run(np.array([7, 5]), 32, lambda rows, length: ran.append(length) or plain(rows, length))
+    assert tried == [([7, 0, 1, 2, 3, 4, 5, 6], 32), ([0, 1, 2, 3, 4, 5, 6, 7], 32)]
+    assert ran == [32] * 3
 
 
 def test_where_the_place_matters_rows_go_alone():
@@ -68,9 +68,9 @@ def test_where_the_place_matters_rows_go_alone():
         return out
 
     fixed = shapes(probe=forward)
-    assert fixed.run(np.arange(8), 128, forward).tolist() == [[i + 1] for i in range(8)]
+    assert fixed.run(np.arange(8), 32, forward).tolist() == [[i + 1] for i in range(8)]
     assert seen == [8, 8, *[1] * 8]
-    assert fixed.cost(3, 128) == 3 * 128
+    assert fixed.cost(3, 32) == 3 * 32
 
 
 def test_a_model_that_pads_as_it_likes_gets_rows_alone():

@@ -8,7 +8,9 @@ import gzip
 import io
 import itertools
 import json
+import sys
 import uuid
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -371,8 +373,10 @@ class TestJsonl:
             'a.jsonl, line 1: field "n" holds an infinite number, which JSON cannot express'
         )
 
-    def test_a_value_that_is_nested_too_deeply_cannot_be_kept(self):
-        """Python walks it by recursion."""
+    def test_a_value_that_is_nested_too_deeply_cannot_be_kept(self, request):
+        """Python walks it by recursion, whose limit torch's compiler raises for the whole process."""
+        request.addfinalizer(partial(sys.setrecursionlimit, sys.getrecursionlimit()))
+        sys.setrecursionlimit(1000)
         line = '{"text": "x", "n": ' + "[" * 700 + "]" * 700 + "}"
         assert message_of("a.jsonl", line.encode(), keep_fields=["n"]) == (
             'a.jsonl, line 1: field "n" is nested too deeply'

@@ -410,19 +410,19 @@ def test_an_existing_page_is_not_replaced_unasked(tmp_path):
     page = tmp_path / "report.html"
     page.write_text("old")
     with pytest.raises(OutputExists):
-        command._place(str(page), overwrite=False)
-    assert command._place(str(page), overwrite=True) == page
+        command.check_report(str(page), overwrite=False)
+    assert command.check_report(str(page), overwrite=True) == page
 
 
 @pytest.mark.parametrize("out", ["s3://bucket/report.html", "no/such/folder/report.html", ".", "x" * 300])
 def test_a_place_that_cannot_be_is_refused_before_anything_is_read(out):
     """In one line that names it."""
     with pytest.raises(UsageError, match=r"^--out "):
-        command._place(out, overwrite=False)
+        command.check_report(out, overwrite=False)
 
 
 def test_without_the_extra_one_line_says_what_to_install(monkeypatch):
     """The base install draws nothing."""
     monkeypatch.setattr(command.importlib.util, "find_spec", lambda *_: None)
     with pytest.raises(UsageError, match=r"pip install 'penstock\[report\]'"):
-        command.report("encode-0001")
+        command.check_report("report.html", overwrite=False)

@@ -28,6 +28,10 @@ def fingerprint_of(model: SentenceTransformer) -> str:
         digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     digest.update(json.dumps([model.prompts, model.default_prompt_name], sort_keys=True).encode())
     tokenizer = getattr(getattr(model[0], "tokenizer", None), "backend_tokenizer", None)
-    digest.update(tokenizer.to_str().encode() if tokenizer is not None else b"")
+    if tokenizer is not None:
+        # What its last call left behind; each call sets both.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        digest.update(tokenizer.to_str().encode())
     digest.update(getattr(getattr(model[0], "model", None), "identity", "").encode())
     return digest.hexdigest()

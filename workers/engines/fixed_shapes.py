@@ -14,8 +14,9 @@ import numpy as np
 
 from workers.batching import bucket_length
 
-#: Tokens of a batch, by device. Not what probing finds: that may differ from one day to the next.
-CPU_TOKENS, GPU_TOKENS = 1024, 8192
+#: Tokens of a batch, by device. Not what probing finds: that may differ from one day to the next. Few, because batches
+#: that a chunk's rows of one length do not fill are filled up.
+CPU_TOKENS, GPU_TOKENS = 256, 4096
 
 #: Runs rows, padded to a length in tokens: (n_rows,) row numbers -> (n_rows, dim).
 Forward = Callable[[np.ndarray, int], np.ndarray]

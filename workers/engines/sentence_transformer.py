@@ -128,7 +128,9 @@ class SentenceTransformerEncoder:
             result.tokenise_s += time.perf_counter() - started
             return rows, prepared
 
-        yield from one_ahead(cut_blocks(texts, limit, self._budget.tokens), prepare)
+        # In fixed shapes, rows of one length fill a batch only if they are together.
+        least = NO_LIMIT if options.reproducible else self._budget.tokens
+        yield from one_ahead(cut_blocks(texts, limit, least), prepare)
 
     def _run_packed(self, block: _Block, outbox: Outbox) -> None:
         """Run rows in batches as large as the budget."""
