@@ -42,6 +42,10 @@ from tasks.messages import VectorDtype
 if TYPE_CHECKING:
     from tasks.ports import Encoded
 
+# pyarrow looks for pandas once, at an early array, and drops whatever is raised meanwhile. Now, so that it is no Ctrl-C
+# to a command at work.
+pa.array([""])
+
 #: Where a table's metadata holds the hash of its content.
 CONTENT = "penstock.content"
 

@@ -1,6 +1,8 @@
 """Arrow tables of chunk inputs and results."""
 
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -244,3 +246,24 @@ def test_an_input_with_other_columns_is_damaged(table):
     """One altered bit may change a column's name and leave everything whole."""
     with pytest.raises(DamagedObject, match="k is damaged: it has other columns than row, id and text"):
         tables.read_input(tables.to_bytes(table), "k")
+
+
+#: Says when something looks for pandas, once the tables are imported.
+LOOKED_FOR = """
+import sys
+from tasks import tables
+
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "pandas":
+            print("looked for pandas")
+
+sys.meta_path.insert(0, Finder())
+tables.read_whole(tables.input_bytes(tables.input_table(0, ["a"], ["b"]), "key"), "key").to_pylist()
+"""
+
+
+def test_no_ctrl_c_is_lost_where_pyarrow_looks_for_pandas():
+    """It drops what is raised there, so it looks before a command is at work."""
+    done = subprocess.run([sys.executable, "-c", LOOKED_FOR], capture_output=True, text=True, check=True)
+    assert done.stdout == ""
