@@ -163,7 +163,7 @@ def test_a_lane_shows_its_gaps():
     assert model == pytest.approx([0.75, 0, 0.75])
 
 
-def test_a_chunk_that_was_claimed_ahead_begins_where_the_one_before_ended():
+def test_a_chunk_that_overlaps_the_one_before_begins_where_that_ended():
     """The model works on one at a time; drawn over each other they would show more than there was."""
     (slot,) = tally_of(receipt(0, 4), receipt(1, 5, model_s=2.0)).slots.values()
     edges, held, model = figures.lane_steps(slot, most_spans=10)
