@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,13 +48,36 @@ def wait_until(condition: Callable[[], Any], what: str) -> Any:
     return tests.conftest.wait_until(condition, what, PATIENCE_S, POLL_S)
 
 
+class Started(subprocess.Popen[str]):
+    """A command that runs. It writes to a file, because nobody reads a pipe here until it is full."""
+
+    def __init__(self, arguments: Sequence[object], log: Path, **options: Any) -> None:
+        self._log = log
+        with log.open("w") as file:
+            super().__init__(
+                [*PENSTOCK, *map(str, arguments)], stdout=file, stderr=subprocess.STDOUT, text=True, **options
+            )
+
+    def said(self) -> str:
+        """Return what it wrote up to now."""
+        return self._log.read_text(errors="replace")
+
+    def finish(self) -> str:
+        """Wait for its end, and return all that it wrote."""
+        try:
+            self.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"no end of {self.args!r}, which wrote:\n{self.said()[-4000:]}")
+        return self.said()
+
+
 @dataclass
 class Shell:
     """A working folder with an environment of its own, as a person has."""
 
     folder: Path
     environment: dict[str, str]
-    started: list[subprocess.Popen[str]] = field(default_factory=list)
+    started: list[Started] = field(default_factory=list)
 
     def run(self, *arguments: object, code: int = 0, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         """Run a penstock command to its end and check its exit code."""
@@ -77,16 +100,10 @@ class Shell:
         """Run a command with --json and return the one object that it prints."""
         return json.loads(self.run(*arguments, "--json", code=code, stdin=stdin).stdout)
 
-    def start(self, *arguments: object) -> subprocess.Popen[str]:
+    def start(self, *arguments: object, stdin: int | None = None) -> Started:
         """Start a penstock command and leave it running."""
-        process = subprocess.Popen(
-            [*PENSTOCK, *map(str, arguments)],
-            cwd=self.folder,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        log = self.folder / f"{len(self.started):03}-{arguments[0]}.log"
+        process = Started(arguments, log, cwd=self.folder, env=self.environment, stdin=stdin)
         self.started.append(process)
         return process
 
@@ -102,8 +119,7 @@ class Shell:
             for member in tree(process.pid):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     member.kill()
-            said, _ = process.communicate()
-            check_shows_no_secret(said or "")
+            process.wait()
         self.started.clear()
         for log in self.folder.rglob("*.log"):
             check_shows_no_secret(log.read_text(errors="replace"))
@@ -163,7 +179,7 @@ class Cluster:
         self.server.stop()
         self.server.start()
 
-    def start_worker(self, model: str, processes: int = 2) -> subprocess.Popen[str]:
+    def start_worker(self, model: str, processes: int = 2) -> Started:
         """Start a worker and wait until all its slots are ready."""
         before = len(self.slots())
         worker = self.shell.start("worker", "--model", model, "--devices", "cpu", "--processes-per-device", processes)

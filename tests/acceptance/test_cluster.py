@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -117,7 +116,7 @@ def test_a_broker_that_dies_and_comes_back_costs_no_row_no_model_and_no_client(c
     client = shell.start("encode", "corpus.txt", "--model", SLOW, "--chunk-rows", 20, "--out", "v.npy")
     wait_until(lambda: sum(slot["chunks"] for slot in cluster.slots()) >= 3, "the job is under way")
     cluster.break_broker()
-    said, _ = client.communicate(timeout=PATIENCE_S)
+    said = client.finish()
     assert client.returncode == 0, said
     assert np.load(shell.folder / "v.npy").shape == (600, 32)
     assert {process.pid for process in slot_processes(cluster)} == before
@@ -187,7 +186,7 @@ def test_without_a_store_a_small_job_lives_in_redis_and_a_large_one_is_refused(c
 def test_a_worker_whose_model_cannot_be_loaded_ends_with_the_reason(cluster: Cluster) -> None:
     """An exit code of its own, so that a supervisor does not start it again, and one line that says why."""
     worker = cluster.shell.start("worker", "--model", "fake:bad=1", "--devices", "cpu", "--processes-per-device", "1")
-    said, _ = worker.communicate(timeout=60)
+    said = worker.finish()
     assert worker.returncode == EXIT_NOT_STARTED, said
     assert "options are dim, limit, ms_per_row" in said
 
@@ -252,13 +251,9 @@ def test_a_client_waits_with_a_clear_line_when_nobody_works(cluster: Cluster) ->
     """After a while it names the model and the command that starts a worker."""
     cluster.shell.write("corpus.txt", texts(5))
     client = cluster.shell.start("encode", "corpus.txt", "--model", "fake", "--out", "v.npy")
-    assert client.stdout is not None
-    deadline = time.monotonic() + PATIENCE_S
-    line = ""
-    while "No live worker serves fake" not in line and time.monotonic() < deadline:
-        line = client.stdout.readline()
-    assert "penstock worker --model fake" in line
+    wait_until(lambda: "No live worker serves fake" in client.said(), "it says that nobody works")
+    assert "penstock worker --model fake" in client.said()
     client.send_signal(signal.SIGINT)
-    rest, _ = client.communicate(timeout=30)
+    rest = client.finish()
     assert "goes on without this command" in rest
     assert client.returncode == 130

@@ -189,7 +189,7 @@ def test_sigterm_cleans_up_as_ctrl_c_does(shell: Shell) -> None:
     assert first.wait(30) == 128 + signal.SIGTERM
     wait_until(lambda: not any(alive(process) for process in family), "all its processes are gone")
     assert shell.json(*command)["rows_done"] == 400
-    assert {path.name for path in shell.folder.iterdir()} == {"corpus.txt", "state", "v.npy"}
+    assert {path.name for path in shell.folder.iterdir()} == {"000-encode.log", "corpus.txt", "state", "v.npy"}
     assert runs_of(shell) == []
 
 

@@ -135,7 +135,7 @@ def test_a_job_of_a_newer_release_is_left_alone_beside_a_good_one(cluster: Clust
     assert "spec of version 2" in listed.stderr
     assert "Upgrade it" in shell.run("status", newer, code=1).stderr
     worker.terminate()
-    said, _ = worker.communicate(timeout=30)
+    said = worker.finish()
     assert said.count(f"Job left to others: Job {newer}") <= 1
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.acceptance.conftest import PATIENCE_S, Shell, fake_vectors, texts, tree, wait_until
+from tests.acceptance.conftest import Shell, fake_vectors, texts, tree, wait_until
 
 SLOW = "fake:ms_per_row=5"
 COMMAND = ("encode", "corpus.txt", "--model", SLOW, "--chunk-rows", 10, "--workers", 2)
@@ -55,7 +55,7 @@ def test_a_part_that_is_killed_is_started_again(shell: Shell, victim: str, says:
     command = shell.start(*COMMAND)
     wait_until(lambda: len(results_of(shell)) >= 3, "a few chunks have results")
     victims(command.pid)[victim].kill()
-    said, _ = command.communicate(timeout=PATIENCE_S)
+    said = command.finish()
     assert command.returncode == 0, said
     assert said.count(says) == 1
     (log,) = shell.folder.glob("state/penstock/runs/*/worker.log")

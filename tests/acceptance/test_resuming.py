@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 
 from tasks import broker
 from tasks.ledger import Ledger
-from tests.acceptance.conftest import PATIENCE_S, PENSTOCK, Cluster, texts, wait_until
+from tests.acceptance.conftest import Cluster, Started, texts, wait_until
 
 ROWS = 400
 #: Each row is a chunk of its own, so that the upload takes long enough to be caught at it.
@@ -28,7 +27,7 @@ def ledger(cluster: Cluster) -> Iterator[Ledger]:
         yield Ledger(client, cluster.server.url)
 
 
-def start_upload(cluster: Cluster, ledger: Ledger, *arguments: str) -> tuple[subprocess.Popen[str], str]:
+def start_upload(cluster: Cluster, ledger: Ledger, *arguments: str) -> tuple[Started, str]:
     """Start a client and wait until it has sent a part of its corpus. Returns the client and its job."""
     before = set(ledger.jobs())
     client = cluster.shell.start(*COMMAND, *arguments)
@@ -70,7 +69,7 @@ def test_ctrl_c_during_the_upload_leaves_the_job_to_the_same_command(cluster: Cl
     shell.write("corpus.txt", texts(ROWS))
     client, job = start_upload(cluster, ledger)
     client.send_signal(signal.SIGINT)
-    said, _ = client.communicate(timeout=PATIENCE_S)
+    said = client.finish()
     assert client.returncode == 130
     assert "The same command goes on from here" in said
     assert f"penstock cancel {job}" in said
@@ -85,23 +84,14 @@ def test_ctrl_c_during_the_upload_leaves_the_job_to_the_same_command(cluster: Cl
 def test_standard_input_is_never_continued(cluster: Cluster, ledger: Ledger) -> None:
     """Nobody can read it again: Ctrl-C cancels the job."""
     reader, writer = os.pipe()
-    client = subprocess.Popen(
-        [*PENSTOCK, "encode", "-", "--model", "fake", "--chunk-rows", "1"],
-        cwd=cluster.shell.folder,
-        env=cluster.shell.environment,
-        stdin=reader,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    cluster.shell.started.append(client)
+    client = cluster.shell.start("encode", "-", "--model", "fake", "--chunk-rows", 1, stdin=reader)
     os.close(reader)
     with os.fdopen(writer, "w") as stdin:
         stdin.writelines(f"{text}\n" for text in texts(3000))
         stdin.flush()
         job = wait_until(lambda: next(iter(ledger.jobs()), None), "the job is made")
         client.send_signal(signal.SIGINT)
-        said, _ = client.communicate(timeout=PATIENCE_S)
+        said = client.finish()
     assert f"job {job} is cancelled" in said
     assert ledger.status(job).state == "cancelled"
 
@@ -113,7 +103,7 @@ def test_a_job_that_runs_is_followed_and_one_that_is_done_is_collected(cluster: 
     job = shell.json(*COMMAND, "--detach")["job"]
     follower = shell.start(*COMMAND, "--out", "followed.npy")
     cluster.start_worker("fake")
-    said, _ = follower.communicate(timeout=PATIENCE_S)
+    said = follower.finish()
     assert follower.returncode == 0, said
     assert f"job: {job} of the same command is continued (running" in said
     records = ledger.recorded(job, 0, 40)
@@ -160,7 +150,7 @@ def test_two_clients_that_submit_the_same_at_the_same_time_do_no_harm(cluster: C
     clients.append(shell.start(*COMMAND, "--out", "2.npy"))
     cluster.start_worker("fake")
     for client in clients:
-        said, _ = client.communicate(timeout=PATIENCE_S)
+        said = client.finish()
         assert client.returncode == 0, said
     assert len(ledger.jobs()) <= 2
     vectors = [np.load(shell.folder / f"{i}.npy") for i in range(3)]

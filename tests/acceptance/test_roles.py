@@ -181,7 +181,7 @@ def test_what_a_broker_lost_is_rebuilt_by_a_node_while_a_submitter_waits(guarded
         lambda: any(guarded.admin.hlen(key) > 3 for key in guarded.admin.scan_iter(keys.done("*"))), "it is under way"
     )
     guarded.admin.flushall()
-    said, _ = client.communicate(timeout=60)
+    said = client.finish()
     assert client.returncode == 0, said
     assert "refuses this user" not in said
     assert np.load(shell.folder / "v.npy").shape == (300, 32)

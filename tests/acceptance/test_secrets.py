@@ -98,7 +98,7 @@ def test_a_job_with_poison_rows_shows_no_secret_and_no_text(guarded: Guarded) ->
     for text in (*tickets, *events, *command_lines, *said):
         check_shows_no_secret(text)
     worker.terminate()
-    logged, _ = worker.communicate(timeout=30)
+    logged = worker.finish()
     assert "Chunk finished" in logged
     check_shows_no_secret(logged)
 

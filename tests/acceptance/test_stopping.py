@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 
 import pytest
 
-from tests.acceptance.conftest import Cluster, texts, wait_until
+from tests.acceptance.conftest import Cluster, Started, texts, wait_until
 
 #: A chunk of ten rows takes three seconds.
 SLOW = "fake:ms_per_row=300"
 
 
-def submit_and_start(cluster: Cluster, grace_s: float) -> tuple[str, subprocess.Popen[str]]:
+def submit_and_start(cluster: Cluster, grace_s: float) -> tuple[str, Started]:
     """Submit two slow chunks and start a worker of two slots that both have one in work."""
     cluster.shell.environment["PENSTOCK_GRACE_S"] = str(grace_s)
     cluster.shell.write("corpus.txt", texts(20))

@@ -226,22 +226,27 @@ def test_errors_of_a_damaged_result_are_left_out(client, tmp_path, caplog):
     assert "A result is damaged" in caplog.text
 
 
-def test_two_that_collect_a_damaged_result_share_the_work(client, corpus, valkey, tmp_path):
+def test_two_that_collect_a_damaged_result_share_the_work(client, corpus, valkey, tmp_path, monkeypatch):
     """One reopens the chunk, both wait for it."""
     job = client.encode(corpus, model=MODEL)
     work(client, job)
     expected = job.vectors()
     (record,) = client.ledger.recorded(job.id, 1, 1)
     client.store.delete(keys.result_path(job.id, 1, record.token))
+    have_seen_it, reopen = threading.Barrier(2, timeout=20), Job._reopen
+
+    def reopen_together(job: Job, *damaged: int) -> tuple[str, int, list[int]]:
+        have_seen_it.wait()
+        return reopen(job, *damaged)
+
+    monkeypatch.setattr(Job, "_reopen", reopen_together)
     found: list[np.ndarray] = []
     with Client(valkey, (tmp_path / "store").as_uri()) as other:
         both = [threading.Thread(target=lambda it=it: found.append(it.job(job.id).vectors())) for it in (client, other)]
         for thread in both:
             thread.start()
-        wait_until(lambda: job.status().state == "running", "the chunk is open again")
-        work(client, job)
-        for thread in both:
-            thread.join(20)
+        while any(thread.is_alive() for thread in both):
+            work(client, job)
     assert len(found) == 2
     for vectors in found:
         np.testing.assert_array_equal(vectors, expected)
