@@ -78,12 +78,11 @@ def cut_blocks(texts: Sequence[str], limit: int, batch_tokens: int) -> list[np.n
     return np.split(order, np.flatnonzero(np.diff(blocks)) + 1) if len(order) else []
 
 
-def bucket_length(n_tokens: int) -> int:
+def bucket_length(n_tokens: int, step: int = 8) -> int:
     """Return the length that a row is padded to where only a few lengths are allowed, at most about an eighth more.
 
-    Multiples of 8 up to 128, of 16 up to 256, of 32 up to 512, and so on.
+    Multiples of the step up to 16 steps, of twice the step up to 32, and so on.
     """
-    step = 8
     while 16 * step < n_tokens:
         step *= 2
     return -(-max(1, n_tokens) // step) * step

@@ -16,8 +16,9 @@ from workers.idleness import NOTE_VARIABLE, Idleness, note_path
 from workers.model_size import count_parameters
 
 #: Memory of a slot beside its weights: Python, torch, transformers and buffers. Measured with MiniLM's 87 MiB, pages
-#: that slots share parted among them: 480 to 550 MiB for all.
-SLOT_BYTES = 420 * MIB
+#: that slots share parted among them: 480 to 550 MiB for all when it starts, and up to 240 MiB more for kernels of
+#: oneDNN's once batches of all shapes were there.
+SLOT_BYTES = 620 * MIB
 #: The same for the fake engine, which imports no torch.
 FAKE_SLOT_BYTES = 80 * MIB
 #: Memory of a GPU that a slot takes beside its weights: CUDA's context, libraries, batches. An estimate, not measured.
@@ -67,6 +68,8 @@ class NodePlan:
             "MKL_DYNAMIC": "FALSE",
             "OPENBLAS_NUM_THREADS": threads,
             "RAYON_NUM_THREADS": threads,
+            # Kernels that oneDNN keeps whole, 0.3 MB and more each; to make one anew costs too little to be measured.
+            "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
             # Otherwise tokenizers warns and turns itself off when a process forks.
             "TOKENIZERS_PARALLELISM": "false" if self.threads == 1 else "true",
             "PENSTOCK_SHOWN_DEVICE": self.device.name,

@@ -40,6 +40,27 @@ def test_a_packed_layer_computes_the_same(shape):
         torch.testing.assert_close(PackedLinear(linear)(rows), linear(rows))
 
 
+def test_few_numbers_of_rows_reach_onednn(monkeypatch):
+    """It keeps what it makes for each of them; all up to 1,024 took 2 GB of a slot."""
+    seen = set()
+
+    class Counted:
+        _reorder_linear_weight = packed_linear._ONEDNN._reorder_linear_weight
+
+        def _linear_pointwise(self, rows, *others, run=packed_linear._ONEDNN._linear_pointwise):
+            seen.add(len(rows))
+            return run(rows, *others)
+
+    monkeypatch.setattr(packed_linear, "_ONEDNN", Counted())
+    linear = torch.nn.Linear(24, 40)
+    packed = PackedLinear(linear)
+    with torch.inference_mode():
+        for n_rows in range(1, 1025):
+            rows = torch.randn(n_rows, 24)
+            torch.testing.assert_close(packed(rows), linear(rows))
+    assert seen == {*range(1, 257), *range(288, 513, 32), *range(576, 1025, 64)}
+
+
 @pytest.mark.usefixtures("is_fast")
 def test_layers_are_replaced_and_vectors_stay(model):
     """Also a layer without bias."""

@@ -39,6 +39,8 @@ from workers.running import run_batches, run_patiently
 PACKAGES = ("torch", "transformers", "sentence-transformers", "penstock")
 #: Tokens of a row in a probe, as far as the model takes them: between sentences and pages.
 PROBE_ROW_TOKENS = 128
+#: Seconds between two times that free memory is given back to a CPU's host; each takes some 10 ms.
+TIDY_S = 1.0
 #: What probes are made of.
 PROBE_TEXT = "It rained for a week, and the river rose above the road to the mill. " * 64
 #: Where in that text the rows begin by which a fixed shape is tried.
@@ -66,6 +68,7 @@ class SentenceTransformerEncoder:
         facts = self._facts(settings)
         self.place = " ".join(facts.values())
         self._budget = self._find_budget(settings, facts)
+        self._tidied_at = time.monotonic()
 
     @property
     def batch_tokens(self) -> int:
@@ -111,6 +114,7 @@ class SentenceTransformerEncoder:
         outbox.empty()
         result.model_s += time.perf_counter() - started
         result.memory_splits = self._budget.shortages - shortages
+        self._tidy()
         return result
 
     def _tokenised(
@@ -177,6 +181,12 @@ class SentenceTransformerEncoder:
             raise
         for i in block.rows[batch]:
             block.result.errors[i] = f"the device has no memory for this row's {block.result.n_tokens[i]} tokens"
+
+    def _tidy(self) -> None:
+        """Give back free memory now and then: batches of all shapes leave it in ever more pieces."""
+        if self._device == "cpu" and time.monotonic() - self._tidied_at >= TIDY_S:
+            self._memory.release()
+            self._tidied_at = time.monotonic()
 
     def _run_probe(self, rows: np.ndarray, length: int) -> np.ndarray:
         """Run rows of the engine's own, padded to a length. Returns (n_rows, dim)."""
