@@ -100,10 +100,10 @@ class Shell:
         """Run a command with --json and return the one object that it prints."""
         return json.loads(self.run(*arguments, "--json", code=code, stdin=stdin).stdout)
 
-    def start(self, *arguments: object, stdin: int | None = None) -> Started:
-        """Start a penstock command and leave it running."""
+    def start(self, *arguments: object, stdin: int | None = None, **environment: str) -> Started:
+        """Start a penstock command, with these variables too, and leave it running."""
         log = self.folder / f"{len(self.started):03}-{arguments[0]}.log"
-        process = Started(arguments, log, cwd=self.folder, env=self.environment, stdin=stdin)
+        process = Started(arguments, log, cwd=self.folder, env={**self.environment, **environment}, stdin=stdin)
         self.started.append(process)
         return process
 

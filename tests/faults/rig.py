@@ -22,7 +22,7 @@ from tasks.ledger import Ledger
 from tasks.messages import ModelSpec
 from tasks.settings import Settings
 from tasks.workforce import SlotStatus
-from tests.acceptance.conftest import PATIENCE_S, PENSTOCK, Shell, texts, tree
+from tests.acceptance.conftest import PATIENCE_S, Shell, texts, tree
 from tests.faults.accounting import Tally, compare
 from tests.faults.proxy import Link, Proxy, Verdict
 from tests.faults.report import REPORT
@@ -87,7 +87,7 @@ class Rig:
     def spawn_worker(self, model: str = SLOW, slots: int = 2, **environment: str) -> subprocess.Popen[str]:
         """Start one more node, and do not wait for it."""
         arguments = ("worker", "--model", model, "--devices", "cpu", "--processes-per-device", slots)
-        worker = self.spawn(*arguments, **environment)
+        worker = self.shell.start(*arguments, **environment)
         self.workers.setdefault(model, []).append(worker)
         return worker
 
@@ -158,13 +158,13 @@ class Rig:
         corpus = self.shell.write(f"{number}.txt", texts(rows))
         out = self.shell.folder / f"{number}.parquet"
         command = ("encode", corpus, "--model", model, "--out", out, "--chunk-rows", CHUNK_ROWS)
-        process = self.spawn(*command)
+        process = self.shell.start(*command)
         (job,) = wait_until(lambda: set(self.ledger.jobs()) - before, "the job exists")
         return Running(job, process, out, rows, command)
 
     def run_again(self, running: Running) -> None:
         """Run the same command again, after its process ended."""
-        running.process = self.spawn(*running.command)
+        running.process = self.shell.start(*running.command)
 
     def recorded(self, job: str) -> int:
         """Return how many chunks of a job are recorded; 0 if the ledger does not know it."""
@@ -217,21 +217,6 @@ class Rig:
         return tally
 
     # -- inside ----------------------------------------------------------------------------------------------------
-
-    def spawn(self, *arguments: object, **environment: str) -> subprocess.Popen[str]:
-        """Start a command; it writes to a file, because nobody reads a pipe here until it is full."""
-        log = self.shell.folder / f"{len(self.shell.started):03}-{arguments[0]}.log"
-        with log.open("w") as file:
-            process = subprocess.Popen(
-                [*PENSTOCK, *map(str, arguments)],
-                cwd=self.shell.folder,
-                env={**self.shell.environment, **environment},
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        self.shell.started.append(process)
-        return process
 
     def say(self) -> str:
         """Return the last lines of all logs."""

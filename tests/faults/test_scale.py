@@ -62,7 +62,7 @@ def test_a_job_of_many_chunks_leaves_memory_flat_and_the_ledger_small(rig: Rig, 
     corpus.write_text("".join(f"record {i}\n" for i in range(CHUNKS)))
     out = rig.shell.folder / "many.npy"
     started = time.monotonic()
-    client = rig.spawn("encode", corpus, "--model", MODEL, "--chunk-rows", "1", "--out", out)
+    client = rig.shell.start("encode", corpus, "--model", MODEL, "--chunk-rows", "1", "--out", out)
     watch = Watch()
     while client.poll() is None:
         watch.look(rig, client, ModelSpec.parse(MODEL).queue("encode"))

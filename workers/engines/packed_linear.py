@@ -46,8 +46,9 @@ class PackedLinear(torch.nn.Module):
         """Multiply and add."""
         flat = rows.reshape(-1, self.in_features)
         n_rows = len(flat)
-        if n_rows > EXACT_ROWS:
-            flat = torch.nn.functional.pad(flat, (0, 0, 0, bucket_length(n_rows, ROWS_STEP) - n_rows))
+        missing = bucket_length(n_rows, ROWS_STEP) - n_rows if n_rows > EXACT_ROWS else 0
+        if missing:  # else it would be a copy
+            flat = torch.nn.functional.pad(flat, (0, 0, 0, missing))
         product: torch.Tensor = _ONEDNN._linear_pointwise(flat, self._packed, self.bias, "none", [], "")  # noqa: SLF001
         return product[:n_rows].view(*rows.shape[:-1], self.out_features)
 
