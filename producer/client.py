@@ -33,7 +33,8 @@ from tasks.errors import (
     UsageError,
 )
 from tasks.ledger import Ledger
-from tasks.messages import EncodeOptions, JobSpec, ModelSpec, OnError, explain, new_job_id
+from tasks.messages import JobSpec, ModelSpec, OnError, new_job_id
+from tasks.options import EncodeOptions, explain
 from tasks.reconciler import Reconciler
 from tasks.recovery import Office
 from tasks.redaction import redact

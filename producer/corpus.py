@@ -13,7 +13,8 @@ from producer.rows import Row
 from producer.sources import expand
 from producer.submission import submission_key
 from tasks.errors import UsageError
-from tasks.messages import EncodeOptions, ModelSpec
+from tasks.messages import ModelSpec
+from tasks.options import EncodeOptions
 from tasks.settings import Settings
 
 #: What `Client.encode` takes: paths, globs and URLs, or the records themselves.

@@ -11,7 +11,8 @@ from producer.chunking import cut_chunks
 from producer.rows import Row
 from tasks import weights
 from tasks.errors import ModelNotFound
-from tasks.messages import EncodeOptions, ModelSpec
+from tasks.messages import ModelSpec
+from tasks.options import EncodeOptions
 from tasks.settings import Settings
 
 #: UTF-8 bytes of a token, roughly: four to five in English, three in Chinese, two in Cyrillic scripts.

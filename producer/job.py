@@ -207,7 +207,7 @@ class Job:
         path = keys.input_path(self.id, chunk)
         try:
             data = retry_transient(lambda: self._client.store.get(path), for_s=PATIENCE_S)
-            tables.read_input(data, path)
+            tables.read_input(data, path, self.spec.operation)
         except DamagedObject as exc:
             raise DamagedObject(
                 f"The result of chunk {chunk} of job {self.id} is damaged, and its input {path} is missing or "

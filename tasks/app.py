@@ -20,7 +20,8 @@ from tasks.chunk import run_chunk
 from tasks.endings import EXIT_ENGINE_BROKEN
 from tasks.errors import EngineBroken, Transient
 from tasks.ledger import Ledger
-from tasks.messages import Ticket, explain
+from tasks.messages import Ticket
+from tasks.options import explain
 from tasks.settings import Settings
 from tasks.signing import Signer
 from tasks.slot import Slot
@@ -73,8 +74,18 @@ def _prepare_node(sender: Any, **_: Any) -> None:
 @app.task(name="penstock.encode")
 def encode(job: str, chunk: int, version: int = 0) -> str:
     """Work on one chunk of an encode job, if the ledger says that there is need."""
+    return _work({"job": job, "chunk": chunk, "version": version})
+
+
+@app.task(name="penstock.score")
+def score(job: str, chunk: int, version: int = 0) -> str:
+    """Work on one chunk of a scoring job, if the ledger says that there is need."""
+    return _work({"job": job, "chunk": chunk, "version": version})
+
+
+def _work(arguments: dict[str, Any]) -> str:
     try:
-        ticket = Ticket.model_validate({"job": job, "chunk": chunk, "version": version})
+        ticket = Ticket.model_validate(arguments)
     except ValidationError as exc:
         log.error("Ticket refused: %s", explain(exc), extra={"action": "refuse"})  # noqa: TRY400 - one line
         return f"refused: {explain(exc)}"

@@ -13,17 +13,18 @@ import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import version
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from tasks import keys, manifest, tables
 from tasks.endings import FORGIVEN, STOPPED, Ending
 from tasks.errors import DamagedObject, EngineBroken, Permanent, Transient, place_of
-from tasks.isolation import LeaseLost, encode_bisecting, encode_in_probation, error_rows
+from tasks.isolation import LeaseLost, Runner, error_rows, run_bisecting, run_in_probation
 from tasks.journal import Span
-from tasks.messages import Receipt, Ticket, VectorDtype
-from tasks.ports import Encoded
+from tasks.messages import Receipt, Ticket
+from tasks.operations import OPERATIONS, Rows
+from tasks.ports import Computed
 from tasks.records import Lease, Refusal
 from tasks.slot import Slot
 
@@ -67,14 +68,14 @@ def _mismatch(slot: Slot, lease: Lease) -> str | None:
             f"it uses the store {slot.store.url} (id {slot.status.store_id}), the job lives in one with id "
             f"{lease.spec.store_id}: start both sides with the same --store"
         )
-    if lease.weights not in {"", slot.encoder.weights}:
+    if lease.weights not in {"", slot.engine.weights}:
         return _other_weights(slot, lease.weights)
     return None
 
 
 def _other_weights(slot: Slot, pinned: str) -> str:
     return (
-        f"its weights of {slot.status.model} ({slot.encoder.weights}) are not those that began the job ({pinned}): "
+        f"its weights of {slot.status.model} ({slot.engine.weights}) are not those that began the job ({pinned}): "
         "load the same revision with the same --precision and --backend everywhere"
     )
 
@@ -129,7 +130,7 @@ def _work(slot: Slot, lease: Lease) -> str:
 
 def _check(slot: Slot, lease: Lease) -> None:
     """Raise Permanent if the model cannot serve the job's options, or its chunk cannot even be given up."""
-    problem = slot.encoder.check(lease.spec.options)
+    problem = slot.engine.check(lease.spec.options)
     if lease.attempts > slot.settings.max_attempts + GIVE_UPS:
         problem = f"chunk {lease.chunk} can neither be done nor given up, the last so: {lease.journal.why}"
     if problem:
@@ -157,21 +158,20 @@ def _produce(slot: Slot, lease: Lease) -> Receipt:
         LeaseLost: the chunk is another slot's by now, or its job ended.
     """
     started_s, started = time.time(), time.perf_counter()
-    inputs = _read_input(slot, keys.input_path(lease.job, lease.chunk))
+    rows = _read_rows(slot, lease)
     read_s = time.perf_counter() - started
-    encoded = _encode(slot, lease, inputs["text"].to_pylist())
+    computed = _run(slot, lease, rows.rows)
     times = {
         "started_s": started_s,
         "wall_s": time.perf_counter() - started,
-        "idle_s": slot.idle_s(lease.job, started, encoded.model_s),
+        "idle_s": slot.idle_s(lease.job, started, computed.model_s),
         "read_s": read_s,
     }
-    _drop_overflows(encoded, lease.spec.options.vector_dtype)
     if slot.pulse.has_lost_lease:
         raise LeaseLost
     started = time.perf_counter()
-    receipt = _receipt(slot, encoded, times)
-    data = _result_bytes(slot, lease, inputs, encoded, receipt)
+    receipt = _receipt(slot, computed, times)
+    data = _result_bytes(slot, lease, rows.heads, computed, receipt)
     target = keys.result_path(lease.job, lease.chunk, lease.token)
     slot.patiently(lambda: slot.store.put(target, data))
     return receipt.model_copy(
@@ -183,77 +183,78 @@ def _produce(slot: Slot, lease: Lease) -> Receipt:
     )
 
 
-def _read_input(slot: Slot, path: str) -> pa.Table:
-    """Read a chunk input; one that seems damaged is read once more, as a shared folder may show a new file late."""
+def _read_rows(slot: Slot, lease: Lease) -> Rows[Any]:
+    """Read the rows of a chunk; what seems damaged is read once more, as a shared folder may show a new file late."""
+    work, path = OPERATIONS[lease.spec.operation], keys.input_path(lease.job, lease.chunk)
+
+    def read() -> Rows[Any]:
+        data = slot.patiently(lambda: slot.store.get(path))
+        inputs = tables.read_input(data, path, lease.spec.operation)
+        return work.read(lease.job, inputs, slot.blocks)
+
     try:
-        return tables.read_input(slot.patiently(lambda: slot.store.get(path)), path)
+        return read()
     except DamagedObject as exc:
         log.warning("Read once more: %s", exc, extra={"action": "read"})
     time.sleep(AGAIN_S)
-    return tables.read_input(slot.patiently(lambda: slot.store.get(path)), path)
+    return read()
 
 
-def _encode(slot: Slot, lease: Lease, texts: list[str]) -> Encoded:
-    """Encode a chunk, carefully if earlier attempts at it failed, or give it up."""
+def _run(slot: Slot, lease: Lease, rows: Sequence[Any]) -> Computed:
+    """Compute a chunk, carefully if earlier attempts at it failed, or give it up."""
     options = lease.spec.options
-    dim = slot.encoder.dim(options)
+    work = OPERATIONS[lease.spec.operation]
 
-    def encode(rows: Sequence[str]) -> Encoded:
-        with slot.limits.rows(sum(map(len, rows))):
-            encoded = slot.encoder.encode(rows, options, slot.limits.batch)
-            slot.limits.computed(1 - (encoded.duplicate_rows + encoded.cached_rows) / len(rows))
-            return encoded
+    def run(some: Sequence[Any]) -> Computed:
+        with slot.limits.rows(work.size(some)):
+            computed = work.run(slot.engine, some, options, slot.limits.batch)
+            slot.limits.computed(1 - (computed.duplicate_rows + computed.cached_rows) / len(some))
+            return computed
 
-    def note(rows: Span) -> bool:
-        return slot.patiently(lambda: slot.ledger.journal(lease, lease.journal, rows))
+    def note(span: Span) -> bool:
+        return slot.patiently(lambda: slot.ledger.journal(lease, lease.journal, span))
 
+    runner = Runner(run, work.row_of, slot.engine.dim(options))
     if lease.attempts > slot.settings.max_attempts:
         log.error("Chunk given up", extra={"action": "give up", "job": lease.job, "chunk": lease.chunk})
         tries = f"{lease.attempts - 1} attempt{'s' * (lease.attempts > 2)}"  # noqa: PLR2004 - plural
         last = f", the last so: {lease.journal.why}" if lease.journal.why else ""
-        return error_rows([f"given up: {tries} at its chunk ended without a result{last}"] * len(texts), dim)
+        return error_rows([f"given up: {tries} at its chunk ended without a result{last}"] * len(rows), runner.dim)
     if lease.attempts > 1:
-        return encode_in_probation(encode, texts, dim, lease.journal, note)
-    return encode_bisecting(encode, texts, dim)
+        return run_in_probation(runner, rows, lease.journal, note)
+    return run_bisecting(runner, rows)
 
 
-def _drop_overflows(encoded: Encoded, dtype: VectorDtype) -> None:
-    """Make rows whose numbers the stored type cannot hold error rows, rather than store infinities."""
-    for i in np.flatnonzero(np.abs(encoded.vectors).max(axis=1) > np.finfo(dtype).max):
-        encoded.errors[i] = f"a number of the vector does not fit into {dtype}; use --vector-dtype float32"
-        encoded.vectors[i] = 0.0
-
-
-def _receipt(slot: Slot, encoded: Encoded, times: dict[str, float]) -> Receipt:
+def _receipt(slot: Slot, computed: Computed, times: dict[str, float]) -> Receipt:
     return Receipt(
-        rows=len(encoded.errors),
-        failed_rows=sum(error is not None for error in encoded.errors),
-        truncated_rows=int(encoded.truncated.sum()),
-        tokens=int(encoded.n_tokens.sum()),
-        padded_tokens=encoded.padded_tokens,
-        duplicate_rows=encoded.duplicate_rows,
-        cached_rows=encoded.cached_rows,
-        memory_splits=encoded.memory_splits,
-        batch_tokens=slot.encoder.batch_tokens,
+        rows=len(computed.errors),
+        failed_rows=sum(error is not None for error in computed.errors),
+        truncated_rows=int(computed.truncated.sum()),
+        tokens=int(computed.n_tokens.sum()),
+        padded_tokens=computed.padded_tokens,
+        duplicate_rows=computed.duplicate_rows,
+        cached_rows=computed.cached_rows,
+        memory_splits=computed.memory_splits,
+        batch_tokens=slot.engine.batch_tokens,
         loads=slot.loads(),
-        tokenise_s=encoded.tokenise_s,
-        model_s=encoded.model_s,
+        tokenise_s=computed.tokenise_s,
+        model_s=computed.model_s,
         slot=slot.status.slot,
-        weights=slot.encoder.weights,
-        dim=encoded.vectors.shape[1],
+        weights=slot.engine.weights,
+        dim=computed.values.shape[1],
         **times,
     )
 
 
-def _result_bytes(slot: Slot, lease: Lease, inputs: pa.Table, encoded: Encoded, receipt: Receipt) -> bytes:
-    table = tables.encode_result(inputs, encoded, lease.spec.options.vector_dtype)
+def _result_bytes(slot: Slot, lease: Lease, heads: pa.Table, computed: Computed, receipt: Receipt) -> bytes:
+    table = OPERATIONS[lease.spec.operation].result(heads, computed, lease.spec.options)
     metadata = {
         "penstock.version": RELEASE,
         "penstock.job": lease.job,
         "penstock.chunk": str(lease.chunk),
         "penstock.token": str(lease.token),
         "penstock.model": str(lease.spec.model),
-        "penstock.weights": slot.encoder.weights,
+        "penstock.weights": slot.engine.weights,
         "penstock.options": lease.spec.options.model_dump_json(),
         "penstock.receipt": json.dumps(receipt.model_dump(exclude={"size_bytes", "crc32", "write_s"})),
     }

@@ -44,6 +44,7 @@ manifests/J/sealed.json                    its totals                    client 
 manifests/J/ended.json                     that it was cancelled or      client, slot       recovery
                                            failed
 jobs/J/input/00000042.arrow                a chunk input                  client             slot
+jobs/J/texts/00000042.arrow                a text block of a scoring job  client             slot
 jobs/J/result/00000042-0000000000007.arrow a chunk result, under the     slot               client
                                            fencing token of its lease
 ========================================== ============================= ================== =========
@@ -148,6 +149,11 @@ def manifest_ended(job_id: str) -> str:
 def input_path(job_id: str, chunk: int) -> str:
     """Return where a chunk input is stored."""
     return f"jobs/{job_id}/input/{chunk:08d}.arrow"
+
+
+def texts_path(job_id: str, block: int) -> str:
+    """Return where a text block is stored."""
+    return f"jobs/{job_id}/texts/{block:08d}.arrow"
 
 
 def results(job_id: str) -> str:

@@ -19,7 +19,8 @@ from pydantic import Field, ValidationError
 from tasks import keys
 from tasks.errors import DamagedObject, Transient, UnknownJob
 from tasks.ledger import Ledger
-from tasks.messages import JobSpec, Message, explain
+from tasks.messages import JobSpec
+from tasks.options import Message, explain
 from tasks.store import Store
 
 M = TypeVar("M", bound=Message)

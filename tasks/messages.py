@@ -10,11 +10,12 @@ import json
 import re
 import secrets
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError
 
 from tasks.errors import UnreadableJob, UsageError
+from tasks.options import LINE_PATTERN, EncodeOptions, Line, Message, Operation, ScoreOptions, explain
 
 #: Version of the ticket and of the job spec. Nodes are upgraded before clients.
 VERSION: Literal[1] = 1
@@ -24,26 +25,15 @@ JOB_ID_PATTERN = r"^[a-z][a-z0-9-]{3,63}$"
 
 #: What names an object or a key of Redis: a submission key, a store.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
-#: A line that is shown to people: nothing in it moves a cursor or begins another line of a log.
-LINE_PATTERN = r"^[^\x00-\x1f\x7f]*$"
 #: Numbers up to this are exact wherever they pass: in Lua, in JSON, in Arrow.
 MOST = 2**53
 
 JobId = Annotated[str, Field(pattern=JOB_ID_PATTERN)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
-Line = Annotated[str, Field(pattern=LINE_PATTERN, max_length=256)]
 Count = Annotated[int, Field(ge=0, le=MOST)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Operation = Literal["encode"]
-VectorDtype = Literal["float32", "float16"]
 OnError = Literal["keep", "fail"]
-EngineName = Literal["sentence_transformer", "fake"]
-
-
-class Message(BaseModel):
-    """A frozen message without unknown fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+EngineName = Literal["sentence_transformer", "reranker", "fake"]
 
 
 class ModelSpec(Message):
@@ -60,29 +50,29 @@ class ModelSpec(Message):
     revision: Line | None = None
 
     @classmethod
-    def parse(cls, model: str) -> ModelSpec:
-        """Read what ``--model`` was given.
+    def parse(cls, model: str, operation: Operation = "encode") -> ModelSpec:
+        """Read what ``--model`` was given, to be used for an operation.
 
         Raises:
             UsageError: the text is none of the known forms.
         """
         try:
-            return cls._parse(model)
+            return cls._parse(model, "reranker" if operation == "score" else "sentence_transformer")
         except (OSError, RuntimeError, ValueError) as exc:  # too long for a path, or no such user's home
             reason = explain(exc) if isinstance(exc, ValidationError) else "no usable path"
             raise UsageError(f"--model {model[:80]!r} names no model: {reason}.", model=model) from exc
 
     @classmethod
-    def _parse(cls, model: str) -> ModelSpec:
+    def _parse(cls, model: str, engine: EngineName) -> ModelSpec:
         if model == "fake" or model.startswith("fake:"):
             return cls(engine="fake", name=model)
         if model.startswith("pkg:"):
             if not re.fullmatch(r"pkg:[A-Za-z_][\w.]*(/[\w-][\w.-]*)*", model):
                 raise UsageError(f"--model {model[:80]}: not of the form pkg:MODULE/SUBPATH.", model=model)
-            return cls(engine="sentence_transformer", name=model)
+            return cls(engine=engine, name=model)
         path = Path(model).expanduser()
         if model.startswith(("/", "./", "../", "~")) or (model and path.is_dir()):
-            return cls(engine="sentence_transformer", name=str(path.resolve()))
+            return cls(engine=engine, name=str(path.resolve()))
         match = re.fullmatch(r"([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?", model)
         if match is None:
             raise UsageError(
@@ -90,7 +80,7 @@ class ModelSpec(Message):
                 "pkg:MODULE/SUBPATH.",
                 model=model,
             )
-        return cls(engine="sentence_transformer", name=match[1], revision=match[2])
+        return cls(engine=engine, name=match[1], revision=match[2])
 
     def __str__(self) -> str:
         return f"{self.name}@{self.revision}" if self.revision else self.name
@@ -105,53 +95,13 @@ class ModelSpec(Message):
         return f"penstock.{operation}.{self.digest}"
 
 
-class EncodeOptions(Message):
-    """What a job asks of the engine; none of it makes a worker load anything.
-
-    Attributes:
-        normalize: scale every vector to length 1, after truncation.
-        truncate_dim: keep only the first dimensions (Matryoshka models).
-        prompt: text put before each record.
-        prompt_name: name of a prompt that the model brings along.
-        max_tokens: tokens of a record that are fed at most; the model's own limit if less.
-        vector_dtype: type of the stored vector.
-        reproducible: the same row gives the same bits, whatever chunk and batch it is in; slower.
-    """
-
-    normalize: bool = False
-    truncate_dim: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
-    prompt: Annotated[str, Field(max_length=100_000)] | None = None
-    prompt_name: Line | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
-    vector_dtype: VectorDtype = "float32"
-    reproducible: bool = False
-
-    @classmethod
-    def of(cls, **values: Any) -> EncodeOptions:
-        """Make options of what a person gave.
-
-        Raises:
-            UsageError: a value is wrong; the line names the option.
-        """
-        try:
-            return cls(**values)
-        except ValidationError as exc:
-            raise UsageError(f"Options: {explain(exc)}.") from exc
-
-    @model_validator(mode="after")
-    def _one_prompt(self) -> EncodeOptions:
-        if self.prompt is not None and self.prompt_name is not None:
-            raise ValueError("give --prompt or --prompt-name, not both")
-        return self
-
-
 class JobSpec(Message):
     """One submission, as the ledger keeps it.
 
     Attributes:
         job: its id.
-        model: what encodes it.
-        options: how.
+        model: what encodes or scores it.
+        options: how; they say which operation it is.
         store_id: the id object of the client's store; a worker with another store refuses the job by name.
         key: digest of inputs, options, model and store: the same command has the same key.
         name: what the user calls it.
@@ -161,14 +111,18 @@ class JobSpec(Message):
 
     version: Literal[1] = VERSION
     job: JobId
-    operation: Operation = "encode"
     model: ModelSpec
-    options: EncodeOptions
+    options: Annotated[EncodeOptions | ScoreOptions, Field(discriminator="operation")]
     store_id: Name
     key: Name
     name: Line = ""
     on_error: OnError = "keep"
     keep_fields: Annotated[tuple[Annotated[str, Field(max_length=256)], ...], Field(max_length=256)] = ()
+
+    @property
+    def operation(self) -> Operation:
+        """What it does with its rows."""
+        return self.options.operation
 
     @property
     def queue(self) -> str:
@@ -206,7 +160,7 @@ class Receipt(Message):
         read_s: seconds of reading the chunk input; tokenise_s, model_s, write_s likewise. They may overlap.
         slot: who did it.
         weights: content fingerprint of the slot's model.
-        dim: length of a vector.
+        dim: length of a vector; 1 for a score.
         size_bytes: length of the result object; crc32: its checksum.
     """
 
@@ -268,11 +222,3 @@ def _version(text: str | bytes) -> int | None:
 def new_job_id(operation: Operation = "encode") -> str:
     """Return a fresh random job id, such as ``encode-3f9a1c02de``."""
     return f"{operation}-{secrets.token_hex(5)}"
-
-
-def explain(exc: Any) -> str:
-    """Put a pydantic ValidationError into one line, without the values that it refused."""
-    return "; ".join(
-        f"{'.'.join(str(part)[:64] for part in error['loc'])}: {error['msg']}".removeprefix(": Value error, ")
-        for error in exc.errors()[:20]
-    )

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from tasks import keys
 from tasks.ledger import Ledger
-from tasks.messages import Message
+from tasks.options import Message
 
 #: How many are kept, the latest ones: the ledger issues again what was a ticket.
 MOST_PARKED = 500

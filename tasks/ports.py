@@ -4,32 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from tasks.messages import EncodeOptions
+    from tasks.options import EncodeOptions, ScoreOptions
+
+O_contra = TypeVar("O_contra", contravariant=True)
+
+
+class Pair(NamedTuple):
+    """A row of a scoring job."""
+
+    query: str
+    document: str
 
 
 @dataclass
-class Encoded:
-    """What an engine made of n texts, in their order.
+class Computed:
+    """What an engine made of n rows, in their order.
 
     Attributes:
-        vectors: (n, dim) float32; the rows with an error hold zeros.
+        values: (n, dim) float32: vectors, or scores with a dim of 1; the rows with an error hold zeros.
         n_tokens: (n,) tokens fed to the model, special tokens included.
-        truncated: (n,) bool: the text had more tokens than were fed.
-        errors: a sentence per row that has no vector, else None.
+        truncated: (n,) bool: the row had more tokens than were fed.
+        errors: a sentence per row that has no value, else None.
         padded_tokens: tokens that went through the model, padding included.
-        duplicate_rows: rows that took the vector of an equal text.
-        cached_rows: rows whose vector came from the cache.
+        duplicate_rows: rows that took the value of an equal row.
+        cached_rows: rows whose value came from the cache.
         memory_splits: batches that were halved because the device had no memory for them.
         tokenise_s: seconds of tokenising.
         model_s: seconds in the model; tokenising may overlap with them.
     """
 
-    vectors: np.ndarray
+    values: np.ndarray
     n_tokens: np.ndarray
     truncated: np.ndarray
     errors: list[str | None] = field(default_factory=list)
@@ -41,27 +50,31 @@ class Encoded:
     model_s: float = 0.0
 
 
-class Encoder(Protocol):
+class Engine(Protocol[O_contra]):
     """One loaded model on one device inside one process."""
 
-    #: Content fingerprint of the loaded weights: two slots with the same one give the same vectors.
+    #: Content fingerprint of the loaded weights: two slots with the same one give the same values.
     weights: str
-    #: The device and the libraries: with the weights, what the bits of a reproducible vector depend on.
+    #: The device and the libraries: with the weights, what the bits of a reproducible value depend on.
     place: str
 
     @property
     def batch_tokens(self) -> int:
         """The token budget of a batch at this moment."""
 
-    def check(self, options: EncodeOptions) -> str | None:
+    def check(self, options: O_contra) -> str | None:
         """Say in one sentence why this model cannot serve these options, or return None."""
 
-    def dim(self, options: EncodeOptions) -> int:
-        """Return the length of a vector under these options."""
+    def dim(self, options: O_contra) -> int:
+        """Return the length of a vector under these options; 1 if the engine gives scores."""
+
+
+class Encoder(Engine["EncodeOptions"], Protocol):
+    """An engine that makes vectors of texts."""
 
     def encode(
         self, texts: Sequence[str], options: EncodeOptions, on_batch: Callable[[int], None] = lambda _: None
-    ) -> Encoded:
+    ) -> Computed:
         """Encode texts in their order.
 
         Args:
@@ -73,3 +86,12 @@ class Encoder(Protocol):
             EngineBroken: the engine fails on everything.
             Exception: a row cannot be encoded; the caller finds out which.
         """
+
+
+class Scorer(Engine["ScoreOptions"], Protocol):
+    """An engine that gives pairs of query and document a score; a higher one is more relevant."""
+
+    def score(
+        self, pairs: Sequence[Pair], options: ScoreOptions, on_batch: Callable[[int], None] = lambda _: None
+    ) -> Computed:
+        """Score pairs in their order; the arguments and errors are those of ``Encoder.encode``."""

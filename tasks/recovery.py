@@ -21,7 +21,6 @@ from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from celery import Celery
 from pydantic import ValidationError
 
@@ -125,10 +124,10 @@ def _announce(office: Office, spec: JobSpec, on_chunk: Callable[[], None]) -> No
     def measure(chunk: int) -> tuple[int, int, int] | None:
         path = keys.input_path(spec.job, chunk)
         try:
-            table = tables.read_input(office.store.get(path), path)
+            table = tables.read_input(office.store.get(path), path, spec.operation)
         except DamagedObject:
             return None
-        return chunk, table.num_rows, pc.sum(pc.binary_length(table["text"])).as_py() or 0
+        return chunk, table.num_rows, tables.input_size(table)
 
     for measured in _ahead(measure, itertools.count(ledger.announced(spec.job))):
         if measured is None:

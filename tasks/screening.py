@@ -14,7 +14,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from tasks.errors import Permanent
-from tasks.messages import VERSION, Ticket, explain
+from tasks.messages import VERSION, Ticket
+from tasks.options import OPTIONS, explain
 from tasks.signing import Signer
 
 #: A ticket has less than 1 kB; one of a later version may have more.
@@ -22,7 +23,8 @@ MOST_BYTES = 4096
 #: The header of a message with the ticket's signature.
 SIGNATURE = "signature"
 
-_TASK = "penstock.encode"
+#: The tasks that there are.
+_TASKS = {f"penstock.{operation}" for operation in OPTIONS}
 _EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
 
@@ -48,12 +50,12 @@ def screen(raw: bytes, signer: Signer) -> bytes:
         tag, origin = str(delivery["delivery_tag"]), str(headers.get("origin", ""))
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as exc:
         raise Unfit("no message of Celery's") from exc
-    if task != _TASK:
+    if not isinstance(task, str) or task not in _TASKS:
         raise Unfit(f"an unknown task, {str(task)[:80]!r}")
     ticket = _read_ticket(arguments)
     if not signer.takes_ticket(ticket, str(headers.get(SIGNATURE, ""))):
         raise Unfit("wrongly signed" if headers.get(SIGNATURE) else "not signed")
-    return _message(ticket, tag, origin)
+    return _message(task, ticket, tag, origin)
 
 
 def _read_ticket(arguments: Any) -> Ticket:
@@ -71,7 +73,7 @@ def _read_ticket(arguments: Any) -> Ticket:
         raise Unfit(explain(exc)) from exc
 
 
-def _message(ticket: Ticket, tag: str, origin: str) -> bytes:
+def _message(task: str, ticket: Ticket, tag: str, origin: str) -> bytes:
     arguments = (ticket.job, ticket.chunk, ticket.version)
     name = f"{ticket.job}:{ticket.chunk}"
     message = {
@@ -80,7 +82,7 @@ def _message(ticket: Ticket, tag: str, origin: str) -> bytes:
         "content-type": "application/json",
         "headers": {
             "lang": "py",
-            "task": _TASK,
+            "task": task,
             "id": name,
             "root_id": ticket.job,
             "argsrepr": repr(arguments),

@@ -18,7 +18,7 @@ from yaml import YAMLError
 
 from tasks import broker
 from tasks.errors import UsageError
-from tasks.messages import explain
+from tasks.options import Operation, explain
 from tasks.redaction import redact
 
 #: The settings file: this one of the working folder, or the one that PENSTOCK_CONFIG names.
@@ -29,6 +29,7 @@ _ADDRESSES = ("broker_url", "store_url", "cache_url")
 
 KIB = 1024
 MIB = 1024 * KIB
+GIB = 1024 * MIB
 
 
 def _default_state_dir() -> Path:
@@ -94,6 +95,14 @@ class Settings(BaseSettings):
         64 * MIB, description="Bytes of a job that a redis:// store takes at most, inputs and results each."
     )
     model: str | None = Field(None, description="Worker: the model that this node loads.")
+    operation: Operation = Field("encode", description="Worker: what it does with the model: encode or score.")
+    template: str | None = Field(
+        None,
+        description="Scoring: how a causal reranker is asked, a name or a .toml file. Default: by the model's hub id.",
+    )
+    block_cache_bytes: Annotated[int, Field(ge=0)] = Field(
+        4 * GIB, description="Worker: bytes of text blocks of scoring jobs that a host keeps in state_dir."
+    )
     trust_remote_code: bool = Field(
         False, description="Worker: run Python code that the model's files bring along, with this worker's rights."
     )

@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from celery import Celery
 
 from tasks import delivery
+from tasks.blocks import BlockCache
 from tasks.errors import Transient
 from tasks.ledger import Ledger
 from tasks.limits import TimeLimits
 from tasks.messages import JobSpec, Receipt
-from tasks.ports import Encoder
+from tasks.ports import Engine
 from tasks.pulse import Pulse
 from tasks.retrying import retry_transient
 from tasks.settings import Settings
@@ -35,13 +36,20 @@ class Slot:
     ledger: Ledger
     store: Store
     app: Celery
-    encoder: Encoder
+    engine: Engine[Any]
     pulse: Pulse
     limits: TimeLimits
     #: Tells how often this process has loaded weights.
     loads: Callable[[], int] = lambda: 0
     #: The job of the last chunk, and when the model was done with it.
     _worked: tuple[str, float] = ("", 0.0)
+
+    def __post_init__(self) -> None:
+        folder = self.settings.state_dir.expanduser() / "blocks" / (self.status.store_id or "unknown")
+        #: Text blocks of scoring jobs.
+        self.blocks = BlockCache(
+            folder, self.settings.block_cache_bytes, lambda key: self.patiently(lambda: self.store.get(key))
+        )
 
     @property
     def status(self) -> SlotStatus:

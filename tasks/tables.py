@@ -9,6 +9,19 @@ text     string   what is encoded
 kept     string   JSON array with the values of ``--keep-fields``; only there with that option
 ======== ======== ==========================================================================
 
+Chunk input of ``score``: one row per pair. Its texts lie in text blocks, each sent once however many pairs it is in.
+
+============== ======== ====================================================================
+row            int64    number of the pair in the job, from 0
+query_block    int32    the text block with the query
+query_place    int32    its place there, from 0
+document_block int32    as above, of the document
+document_place int32
+n_bytes        int32    UTF-8 bytes of the document
+============== ======== ====================================================================
+
+Text block: ``id`` string and ``text`` string.
+
 Chunk result of ``encode``: one row per input row, in the same order.
 
 ========= =============================== =================================================
@@ -20,6 +33,9 @@ truncated bool                            the text had more tokens than the mode
 error     string                          why there is no vector; null where there is one
 kept      string                          as in the input
 ========= =============================== =================================================
+
+Chunk result of ``score``: ``row``, ``query_id`` and ``doc_id`` string, ``score`` float32 (null in a row with an error),
+then ``n_tokens``, ``truncated`` and ``error`` as above.
 
 A table is stored as one Arrow IPC file, so a torn object has no footer and cannot be read as a whole one. The schema's
 metadata holds a hash of the content, ``penstock.content``, so that an altered object is noticed without the ledger.
@@ -37,10 +53,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.errors import DamagedObject
-from tasks.messages import VectorDtype
+from tasks.options import Operation, VectorDtype
 
 if TYPE_CHECKING:
-    from tasks.ports import Encoded
+    from tasks.ports import Computed
 
 # pyarrow looks for pandas once, at an early array, and drops whatever is raised meanwhile. Now, so that it is no Ctrl-C
 # to a command at work.
@@ -51,8 +67,21 @@ CONTENT = "penstock.content"
 
 #: Where a chunk input's metadata holds its own key.
 _KEY = "penstock.object"
-#: The columns that every chunk input begins with.
-_INPUT = pa.schema({"row": pa.int64(), "id": pa.string(), "text": pa.string()})
+#: The columns that the chunk inputs of each operation begin with.
+_INPUTS: dict[Operation, pa.Schema] = {
+    "encode": pa.schema({"row": pa.int64(), "id": pa.string(), "text": pa.string()}),
+    "score": pa.schema(
+        {
+            "row": pa.int64(),
+            "query_block": pa.int32(),
+            "query_place": pa.int32(),
+            "document_block": pa.int32(),
+            "document_place": pa.int32(),
+            "n_bytes": pa.int32(),
+        }
+    ),
+}
+_BLOCK = pa.schema({"id": pa.string(), "text": pa.string()})
 
 
 def input_table(
@@ -69,7 +98,44 @@ def input_table(
     return pa.table(columns)
 
 
-def encode_result(inputs: pa.Table, encoded: Encoded, dtype: VectorDtype) -> pa.Table:
+def pair_table(first_row: int, columns: Mapping[str, Sequence[int]]) -> pa.Table:
+    """Build the chunk input of pairs that follow each other in the job, from its columns but ``row``."""
+    n_rows = len(columns["n_bytes"])
+    rows = np.arange(first_row, first_row + n_rows, dtype=np.int64)
+    return pa.table({"row": rows, **columns}, schema=_INPUTS["score"])
+
+
+def text_block(ids: Sequence[str], texts: Sequence[str]) -> pa.Table:
+    """Build a text block."""
+    return pa.table({"id": ids, "text": texts}, schema=_BLOCK)
+
+
+def input_size(inputs: pa.Table) -> int:
+    """Return the UTF-8 bytes of the texts, or documents, of a chunk input."""
+    sizes = inputs["n_bytes"] if "n_bytes" in inputs.column_names else pc.binary_length(inputs["text"])
+    return pc.sum(sizes).as_py() or 0
+
+
+def score_result(heads: pa.Table, computed: Computed) -> pa.Table:
+    """Join the ids of n pairs with what the engine made of them.
+
+    Args:
+        heads: row, query_id and doc_id.
+        computed: the engine's answer, with values (n, 1).
+    """
+    is_error = np.array([error is not None for error in computed.errors], dtype=bool)
+    return pa.table(
+        {
+            **{name: heads[name] for name in heads.column_names},
+            "score": pa.array(computed.values[:, 0], pa.float32(), mask=is_error),
+            "n_tokens": pa.array(computed.n_tokens, pa.int32()),
+            "truncated": pa.array(computed.truncated, pa.bool_()),
+            "error": pa.array(computed.errors, pa.string()),
+        }
+    )
+
+
+def encode_result(inputs: pa.Table, encoded: Computed, dtype: VectorDtype) -> pa.Table:
     """Join a chunk input with what the engine made of it.
 
     Args:
@@ -79,9 +145,9 @@ def encode_result(inputs: pa.Table, encoded: Encoded, dtype: VectorDtype) -> pa.
     """
     is_error = np.array([error is not None for error in encoded.errors], dtype=bool)
     # (n, dim): a list array over the flat buffer, without a Python object per number
-    flat = pa.array(np.ascontiguousarray(encoded.vectors, dtype=np.dtype(dtype)).reshape(-1))
+    flat = pa.array(np.ascontiguousarray(encoded.values, dtype=np.dtype(dtype)).reshape(-1))
     mask = pa.array(is_error) if is_error.any() else None
-    vectors = pa.FixedSizeListArray.from_arrays(flat, encoded.vectors.shape[1], mask=mask)
+    vectors = pa.FixedSizeListArray.from_arrays(flat, encoded.values.shape[1], mask=mask)
     columns: dict[str, Any] = {
         "row": inputs["row"],
         "id": inputs["id"],
@@ -142,28 +208,39 @@ def read_whole(data: bytes, name: str) -> pa.Table:
 
 
 def input_bytes(table: pa.Table, key: str) -> bytes:
-    """Serialise a chunk input, with the key under which it is stored, so that no other can take its place."""
+    """Serialise a chunk input or text block with the key under which it is stored, so that no other takes its place."""
     return to_bytes(table, {_KEY: key})
 
 
-def read_input(data: bytes, name: str) -> pa.Table:
-    """Read a chunk input back.
+def read_input(data: bytes, name: str, operation: Operation = "encode") -> pa.Table:
+    """Read the chunk input of an operation back.
 
     Raises:
         DamagedObject: it is not what the client wrote; the line says what to do.
     """
+    return _read_sent(data, name, _INPUTS[operation])
+
+
+def read_block(data: bytes, name: str) -> pa.Table:
+    """Do the same for a text block."""
+    return _read_sent(data, name, _BLOCK)
+
+
+def _read_sent(data: bytes, name: str, schema: pa.Schema) -> pa.Table:
     try:
-        return _as_input(read_whole(data, name), name)
+        return _as_sent(read_whole(data, name), name, schema)
     except DamagedObject as exc:
         line = f"{exc} Only the corpus has these rows: submit it again."
         raise DamagedObject(line, **exc.data) from exc
 
 
-def _as_input(table: pa.Table, name: str) -> pa.Table:
-    if table.schema.names[:3] != _INPUT.names or table.schema.types[:3] != _INPUT.types:
-        raise DamagedObject(f"{name} is damaged: it has other columns than row, id and text.", key=name)
+def _as_sent(table: pa.Table, name: str, schema: pa.Schema) -> pa.Table:
+    n_columns = len(schema)
+    if table.schema.names[:n_columns] != schema.names or table.schema.types[:n_columns] != schema.types:
+        wanted = ", ".join(schema.names)
+        raise DamagedObject(f"{name} is damaged: it does not begin with the columns {wanted}.", key=name)
     if metadata_of(table).get(_KEY) != name:
-        raise DamagedObject(f"{name} is another chunk's input.", key=name)
+        raise DamagedObject(f"{name} is another object of that kind.", key=name)
     return table
 
 

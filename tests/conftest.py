@@ -21,7 +21,8 @@ import redis
 from producer.embedded import server_binary
 from tasks import broker, lifeline
 from tasks.ledger import Ledger
-from tasks.messages import EncodeOptions, JobSpec, ModelSpec
+from tasks.messages import JobSpec, ModelSpec
+from tasks.options import EncodeOptions
 
 pytest.register_assert_rewrite("tests.contracts")
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from tasks.messages import EncodeOptions
-from tasks.ports import Encoded
+from tasks.options import EncodeOptions
+from tasks.ports import Computed
 from tasks.settings import Settings
 from workers.engines.fake import FakeEncoder
 
@@ -23,7 +23,7 @@ class CountingEncoder:
         self.weights, self.place = weights, "a CPU"
         self.batch_tokens = 1000
         self.seen: list[str] = []
-        self.made: list[Encoded] = []
+        self.made: list[Computed] = []
 
     def check(self, options: EncodeOptions) -> str | None:
         """Say what the fake engine says."""
@@ -35,7 +35,7 @@ class CountingEncoder:
 
     def encode(
         self, texts: Sequence[str], options: EncodeOptions, on_batch: Callable[[int], None] = lambda _: None
-    ) -> Encoded:
+    ) -> Computed:
         """Encode texts in their order."""
         if any("!raise" in text for text in texts):
             raise RuntimeError("a row asked for this")
@@ -44,15 +44,15 @@ class CountingEncoder:
         for row, text in enumerate(texts):
             if "!bad" in text:
                 encoded.errors[row] = f"bad as it has {len(text)} characters"
-                encoded.vectors[row] = 0.0
+                encoded.values[row] = 0.0
         self.made.append(encoded)
         return encoded
 
 
-def assert_same_rows(one: Encoded, other: Encoded) -> None:
+def assert_same_rows(one: Computed, other: Computed) -> None:
     """Compare what two encoders made of the same texts, to the bit."""
-    np.testing.assert_array_equal(one.vectors, other.vectors)
-    assert one.vectors.dtype == other.vectors.dtype == np.float32
+    np.testing.assert_array_equal(one.values, other.values)
+    assert one.values.dtype == other.values.dtype == np.float32
     assert one.n_tokens.tolist() == other.n_tokens.tolist()
     assert one.truncated.tolist() == other.truncated.tolist()
     assert one.errors == other.errors

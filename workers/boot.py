@@ -27,7 +27,8 @@ from tasks.ledger import Ledger
 from tasks.lifeline import LIFELINE_VARIABLE
 from tasks.limits import TimeLimits
 from tasks.logs import log_to_stderr
-from tasks.messages import EncodeOptions
+from tasks.operations import OPERATIONS
+from tasks.options import OPTIONS
 from tasks.pulse import Pulse
 from tasks.retrying import retry_transient
 from tasks.settings import Settings
@@ -99,7 +100,7 @@ def _begin_pulse(settings: Settings, node: str) -> Pulse:
         pid=os.getpid(),
         device=os.environ.get("PENSTOCK_SHOWN_DEVICE", "cpu"),
         model=str(spec),
-        queue=spec.queue("encode"),
+        queue=spec.queue(settings.operation),
         store_id="",
         state="loading",
     )
@@ -134,19 +135,35 @@ def _load(settings: Settings, pulse: Pulse) -> Slot:
     pulse.change(store_id=retry_transient(lambda: store_id(store), for_s=math.inf))
     device = "cpu" if pulse.status.device.startswith("cpu") else "cuda"
     # Last, because it takes longest; imported here, because the parent must not import torch.
-    from workers.caching import wrap
-    from workers.engines import load_encoder, loads
+    from workers.engines import load_engine, loads
 
-    encoder = load_encoder(spec, device, settings)
-    limits = TimeLimits(settings.stall_s)
-    with limits.rows(len(FIRST_TEXT) * FIRST_ROWS):  # so that a first pace is known
-        encoder.encode([FIRST_TEXT] * FIRST_ROWS, EncodeOptions(), limits.batch)
-    limits.start()
-    encoder = wrap(encoder, settings)
+    engine = load_engine(spec, device, settings)
+    limits = _measure_pace(engine, settings)
+    engine = _wrap(engine, settings)
     pulse.change(state="ready")
     pulse.report()
     log.info("Slot %s ready: %s", pulse.status.slot, spec, extra={"action": "ready"})
-    return Slot(settings, ledger, store, delivery.make_app(url, ledger.signer), encoder, pulse, limits, loads)
+    app = delivery.make_app(url, ledger.signer)
+    return Slot(settings, ledger, store, app, engine, pulse, limits, loads)
+
+
+def _measure_pace(engine: Any, settings: Settings) -> TimeLimits:
+    """Return the time limits of a slot, which know a first pace if the engine serves jobs without options."""
+    limits = TimeLimits(settings.stall_s)
+    work, options = OPERATIONS[settings.operation], OPTIONS[settings.operation]()
+    rows = [work.row_of(FIRST_TEXT)] * FIRST_ROWS
+    if engine.check(options) is None:
+        with limits.rows(work.size(rows)):
+            work.run(engine, rows, options, limits.batch)
+    limits.start()
+    return limits
+
+
+def _wrap(engine: Any, settings: Settings) -> Any:
+    """Put before an encoder what the settings ask for."""
+    from workers.caching import wrap
+
+    return wrap(engine, settings) if settings.operation == "encode" else engine
 
 
 celery_app.app.steps["consumer"].add(Watch)

@@ -15,8 +15,8 @@ from typing import TypeVar
 import numpy as np
 
 from tasks.isolation import error_rows
-from tasks.messages import EncodeOptions
-from tasks.ports import Encoded, Encoder
+from tasks.options import EncodeOptions
+from tasks.ports import Computed, Encoder
 from tasks.settings import Settings
 from workers.caches import Cache, CacheFault
 from workers.caches.opening import open_cache
@@ -62,7 +62,7 @@ class CachingEncoder(EncoderBefore):
 
     def encode(
         self, texts: Sequence[str], options: EncodeOptions, on_batch: Callable[[int], None] = lambda _: None
-    ) -> Encoded:
+    ) -> Computed:
         """Encode texts in their order."""
         place = self.place if options.reproducible else ""
         names = name_texts(texts, self.weights, options, place)
@@ -81,26 +81,24 @@ class CachingEncoder(EncoderBefore):
         read = ((row, unpack(name, values[name], dim)) for row, name in enumerate(names) if name in values)
         return {row: known for row, known in read if known is not None}
 
-    def _keep(self, names: list[bytes], computed: Encoded) -> None:
-        rows = zip(
-            names, computed.vectors, computed.n_tokens.tolist(), computed.truncated, computed.errors, strict=True
-        )
+    def _keep(self, names: list[bytes], computed: Computed) -> None:
+        rows = zip(names, computed.values, computed.n_tokens.tolist(), computed.truncated, computed.errors, strict=True)
         self._cache.put({name: pack(name, *row) for name, *row, error in rows if error is None})
 
 
-def _fill_in(computed: Encoded, places: list[int], known: Mapping[int, Known]) -> Encoded:
+def _fill_in(computed: Computed, places: list[int], known: Mapping[int, Known]) -> Computed:
     """Put computed rows at their places among the known ones."""
     n_rows = len(places) + len(known)
-    vectors = np.empty((n_rows, computed.vectors.shape[1]), np.float32)
+    vectors = np.empty((n_rows, computed.values.shape[1]), np.float32)
     n_tokens, truncated = np.empty(n_rows, np.int32), np.empty(n_rows, bool)
     errors: list[str | None] = [None] * n_rows
-    vectors[places], n_tokens[places], truncated[places] = computed.vectors, computed.n_tokens, computed.truncated
+    vectors[places], n_tokens[places], truncated[places] = computed.values, computed.n_tokens, computed.truncated
     for place, error in zip(places, computed.errors, strict=True):
         errors[place] = error
     for row, (vector, tokens, is_truncated) in known.items():
         vectors[row], n_tokens[row], truncated[row] = vector, tokens, is_truncated
     return replace(
-        computed, vectors=vectors, n_tokens=n_tokens, truncated=truncated, errors=errors, cached_rows=len(known)
+        computed, values=vectors, n_tokens=n_tokens, truncated=truncated, errors=errors, cached_rows=len(known)
     )
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from tasks.messages import EncodeOptions
-from tasks.ports import Encoded, Encoder
+from tasks.options import EncodeOptions
+from tasks.ports import Computed, Encoder
 
 
 class EncoderBefore:
@@ -42,7 +42,7 @@ class DistinctEncoder(EncoderBefore):
 
     def encode(
         self, texts: Sequence[str], options: EncodeOptions, on_batch: Callable[[int], None] = lambda _: None
-    ) -> Encoded:
+    ) -> Computed:
         """Encode texts in their order."""
         places: dict[str, int] = {}
         rows = [places.setdefault(text, len(places)) for text in texts]  # (n_rows,) the place of each row's text
@@ -51,7 +51,7 @@ class DistinctEncoder(EncoderBefore):
         encoded = self._encoder.encode(list(places), options, on_batch)
         return replace(
             encoded,
-            vectors=encoded.vectors[rows],
+            values=encoded.values[rows],
             n_tokens=encoded.n_tokens[rows],
             truncated=encoded.truncated[rows],
             errors=[encoded.errors[place] for place in rows],

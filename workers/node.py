@@ -26,7 +26,7 @@ from tasks.workforce import SlotStatus
 from workers.children import Children
 from workers.idleness import IdlenessNotes
 from workers.intake import Intake
-from workers.serving import broker_url, model_spec
+from workers.serving import broker_url, queue
 from workers.stopping import Stopping
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Watch(bootsteps.StartStopStep):  # type: ignore[misc]
         super().__init__(consumer, **options)
         self._settings = Settings.load()
         self._node = consumer.hostname
-        self._queue = model_spec(self._settings).queue("encode")
+        self._queue = queue(self._settings)
         url = broker_url(self._settings)
         self._ledger = Ledger(broker.connect(url), url, Signer.read(self._settings.signing_key_file))
         self._app = delivery.make_app(url, self._ledger.signer)

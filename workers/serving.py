@@ -16,7 +16,12 @@ def model_spec(settings: Settings) -> ModelSpec:
     """
     if settings.model is None:
         raise UsageError("This node has no model: use `penstock worker --model MODEL` or set PENSTOCK_MODEL.")
-    return ModelSpec.parse(settings.model)
+    return ModelSpec.parse(settings.model, settings.operation)
+
+
+def queue(settings: Settings) -> str:
+    """Return the queue of this node."""
+    return model_spec(settings).queue(settings.operation)
 
 
 def broker_url(settings: Settings) -> str:

@@ -24,7 +24,8 @@ from producer.runs import Run
 from producer.summary import print_summary, summary
 from producer.writers import check_kept, check_out
 from tasks.errors import JobFailed, PenstockError, Transient, UnknownJob, UsageError
-from tasks.messages import EncodeOptions, JobSpec, ModelSpec
+from tasks.messages import JobSpec, ModelSpec
+from tasks.options import EncodeOptions
 from tasks.settings import Settings
 
 _EXAMPLES = """

@@ -15,7 +15,7 @@ from jinja2 import Environment, StrictUndefined
 from producer.reporting import figures
 from producer.reporting.receipts import length_stride
 from producer.reporting.tally import SlotTally, Tally
-from tasks.messages import EncodeOptions
+from tasks.options import Options
 from tasks.records import JobStatus
 
 #: Rows with an error that the page names.
@@ -116,7 +116,7 @@ def _padding(tally: Tally) -> str:
     )
 
 
-def _options(options: EncodeOptions) -> dict[str, str]:
+def _options(options: Options) -> dict[str, str]:
     """Return the options that are not the defaults."""
     given = options.model_dump(mode="json", exclude_defaults=True)
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}

@@ -22,9 +22,10 @@ from producer.embedded import EmbeddedServer
 from producer.runs import Run
 from tasks import broker
 from tasks.ledger import Ledger
-from tasks.messages import EncodeOptions, ModelSpec
+from tasks.messages import ModelSpec
+from tasks.options import EncodeOptions
 from tasks.settings import Settings
-from workers.engines import load_encoder
+from workers.engines import load_engine
 
 #: Seconds that anything in these tests may take before it counts as hung.
 PATIENCE_S = 90.0
@@ -148,7 +149,7 @@ def texts(count: int) -> list[str]:
 
 def fake_vectors(records: list[str]) -> np.ndarray:
     """Return the vectors that the fake engine gives for texts, without any process or fault."""
-    return load_encoder(ModelSpec.parse("fake"), "cpu", Settings()).encode(records, EncodeOptions()).vectors
+    return load_engine(ModelSpec.parse("fake"), "cpu", Settings()).encode(records, EncodeOptions()).values
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from celery import Celery
 
 from tasks import broker, delivery, keys
 from tasks.ledger import Ledger
-from tasks.messages import EncodeOptions, JobSpec, ModelSpec, new_job_id
+from tasks.messages import JobSpec, ModelSpec, new_job_id
+from tasks.options import EncodeOptions
 from tests.acceptance.conftest import Cluster, texts, wait_until
 
 QUEUE = ModelSpec.parse("fake").queue("encode")

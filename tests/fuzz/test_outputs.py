@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from producer.writers import ResultInfo, check_out, write_results
 from tasks.errors import UsageError
-from tasks.ports import Encoded
+from tasks.ports import Computed
 from tasks.tables import encode_result, input_table
 from tests.fuzz.cases import fuzz
 from tests.fuzz.commands import SECRET, check_line, leftovers
@@ -27,8 +27,8 @@ def job(rng: random.Random) -> tuple[list[pa.Table], ResultInfo]:
     """Return the results of a few chunks."""
     tables, first = [], 0
     for n_rows in rng.choices([1, 7, 300], k=rng.choice([1, 3])):
-        encoded = Encoded(
-            vectors=np.random.default_rng(first).random((n_rows, DIM), np.float32),
+        encoded = Computed(
+            values=np.random.default_rng(first).random((n_rows, DIM), np.float32),
             n_tokens=np.ones(n_rows, np.int32),
             truncated=np.zeros(n_rows, bool),
             errors=["it failed" if rng.random() < 0.1 else None for _ in range(n_rows)],

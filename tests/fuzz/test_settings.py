@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tasks.errors import UsageError
-from tasks.messages import EncodeOptions, JobSpec, ModelSpec, Receipt, Ticket, explain
+from tasks.messages import JobSpec, ModelSpec, Receipt, Ticket
+from tasks.options import EncodeOptions, explain
 from tasks.settings import Settings
 from tests.fuzz.cases import REPORT, fuzz, share
 from tests.fuzz.commands import SECRET, call, check_line

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.messages import EncodeOptions, ModelSpec
+from tasks.messages import ModelSpec
+from tasks.options import EncodeOptions
 from tasks.settings import Settings
 from tests.tiny_models import tiny_bert
 from workers.engines.sentence_transformer import SentenceTransformerEncoder
@@ -48,7 +49,7 @@ def test_vectors_are_those_of_the_cpu(folder: str, tmp_path: Path, precision: st
     expected = load(folder, "cpu", max_batch_tokens=1000).encode(TEXTS, EncodeOptions(normalize=True))
     engine = load(folder, precision=precision, state_dir=tmp_path)
     found = engine.encode(TEXTS, EncodeOptions(normalize=True))
-    np.testing.assert_allclose(found.vectors, expected.vectors, atol=tolerance)
+    np.testing.assert_allclose(found.values, expected.values, atol=tolerance)
     np.testing.assert_array_equal(found.n_tokens, expected.n_tokens)
     assert found.errors == [None] * len(TEXTS)
 
@@ -62,16 +63,16 @@ def test_a_shortage_of_memory_halves_batches(folder: str) -> None:
     assert found.memory_splits >= 1
     assert found.errors == [None] * len(texts)
     few = load(folder, max_batch_tokens=4096, precision="fp32").encode(TEXTS, EncodeOptions())
-    np.testing.assert_allclose(found.vectors[: len(TEXTS)], few.vectors, atol=1e-4)
+    np.testing.assert_allclose(found.values[: len(TEXTS)], few.values, atol=1e-4)
 
 
 def test_reproducible_vectors_have_the_same_bits(folder: str) -> None:
     """In any company."""
     engine = load(folder, max_batch_tokens=4096)
     options = EncodeOptions(reproducible=True)
-    together = engine.encode(TEXTS, options).vectors
-    np.testing.assert_array_equal(together, engine.encode(TEXTS[::-1], options).vectors[::-1])
-    np.testing.assert_array_equal(together[:3], engine.encode(TEXTS[:3], options).vectors)
+    together = engine.encode(TEXTS, options).values
+    np.testing.assert_array_equal(together, engine.encode(TEXTS[::-1], options).values[::-1])
+    np.testing.assert_array_equal(together[:3], engine.encode(TEXTS[:3], options).values)
 
 
 def test_the_budget_is_found_within_the_memory_ratio(folder: str, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tasks.errors import UsageError
-from tasks.messages import EncodeOptions, ModelSpec
+from tasks.messages import ModelSpec
+from tasks.options import EncodeOptions
 from tasks.settings import Settings
 from tests.tiny_models import WORDS, tiny_bert
 from workers.engines import runtimes
@@ -143,7 +144,7 @@ def test_a_backend_gives_torch_s_vectors(load, tiny, backend) -> None:
     engine = SentenceTransformerEncoder(ModelSpec.parse(tiny), "cpu", settings)
     plain = SentenceTransformerEncoder(ModelSpec.parse(tiny), "cpu", Settings(max_batch_tokens=64))
     found, expected = (one.encode(TEXTS, EncodeOptions()) for one in (engine, plain))
-    np.testing.assert_allclose(found.vectors, expected.vectors, atol=1e-5)
+    np.testing.assert_allclose(found.values, expected.values, atol=1e-5)
     assert found.errors == [None] * len(TEXTS)
     assert found.n_tokens.tolist() == expected.n_tokens.tolist()
 

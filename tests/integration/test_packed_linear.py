@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.messages import EncodeOptions, ModelSpec
+from tasks.messages import ModelSpec
+from tasks.options import EncodeOptions
 from tasks.settings import Settings
 from tests.tiny_models import tiny_bert
 from workers.engines import packed_linear
@@ -124,5 +125,5 @@ def test_an_engine_has_the_same_fingerprint_packed_or_not(tmp_path, monkeypatch)
     plain = SentenceTransformerEncoder(ModelSpec.parse(folder), "cpu", settings)
     assert layers(plain._model)[0] == 0
     assert packed.weights == plain.weights
-    vectors = [engine.encode(texts, EncodeOptions()).vectors for engine in (packed, plain)]
+    vectors = [engine.encode(texts, EncodeOptions()).values for engine in (packed, plain)]
     np.testing.assert_allclose(*vectors, atol=1e-5)

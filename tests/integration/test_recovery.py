@@ -15,7 +15,7 @@ from tasks.errors import BrokerUnavailable, DamagedObject, StoreUnavailable, Unk
 from tasks.ledger import Ledger
 from tasks.manifest import Sealed
 from tasks.messages import Receipt
-from tasks.ports import Encoded
+from tasks.ports import Computed
 from tasks.reconciler import Reconciler
 from tasks.recovery import Office, rebuild
 from tasks.signing import Signer
@@ -73,8 +73,8 @@ class Site:
         path = keys.input_path(self.job, chunk)
         inputs = tables.read_input(self.store.get(path), path)
         errors = ["odd" if i < failed else None for i in range(ROWS)]
-        encoded = Encoded(
-            vectors=np.ones((ROWS, 4), np.float32),
+        encoded = Computed(
+            values=np.ones((ROWS, 4), np.float32),
             n_tokens=np.ones(ROWS, np.int32),
             truncated=np.zeros(ROWS, bool),
             errors=errors,

@@ -17,7 +17,7 @@ import pytest
 from producer import drafts, remote_outputs, shards
 from producer.writers import ResultInfo, check_out, write_results
 from tasks.errors import DamagedObject, OutputExists, StoreUnavailable, UsageError
-from tasks.ports import Encoded
+from tasks.ports import Computed
 from tasks.tables import encode_result, input_table
 
 #: Bytes that make an upload of two parts; S3 takes no part but the last below 5 MiB.
@@ -47,8 +47,8 @@ def job(n_rows: int, *, dim: int = 3, failed: bool = True) -> tuple[list[pa.Tabl
     tables = []
     for first in range(0, n_rows, 2):
         numbers = range(first, min(first + 2, n_rows))
-        encoded = Encoded(
-            vectors=vectors[first : first + 2],
+        encoded = Computed(
+            values=vectors[first : first + 2],
             n_tokens=np.ones(len(numbers), np.int32),
             truncated=np.zeros(len(numbers), bool),
             errors=["No tokens." if failed and row == 1 else None for row in numbers],

@@ -22,7 +22,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.normalizers import Lowercase
 
 from tasks.errors import DeviceFull, ModelNotFound
-from tasks.messages import EncodeOptions, ModelSpec
+from tasks.messages import ModelSpec
+from tasks.options import EncodeOptions
 from tasks.settings import Settings
 from tests.tiny_models import tiny_bert
 from workers import running
@@ -92,17 +93,17 @@ def test_vectors_equal_those_of_encode(
 ) -> None:
     """The same model gives the same vectors in the same order, whatever goes into a batch with what."""
     encoded = minilm.encode(TEXTS, EncodeOptions(**options))
-    np.testing.assert_allclose(encoded.vectors, expected.encode(TEXTS, **arguments), atol=1e-5)
+    np.testing.assert_allclose(encoded.values, expected.encode(TEXTS, **arguments), atol=1e-5)
     assert encoded.errors == [None] * len(TEXTS)
 
 
 @pytest.mark.model
 def test_a_row_does_not_depend_on_what_is_encoded_with_it(minilm: SentenceTransformerEncoder) -> None:
     """Alone, reversed, or among others: the vector is the same within rounding."""
-    together = minilm.encode(TEXTS, EncodeOptions()).vectors
-    backwards = minilm.encode(TEXTS[::-1], EncodeOptions()).vectors[::-1]
+    together = minilm.encode(TEXTS, EncodeOptions()).values
+    backwards = minilm.encode(TEXTS[::-1], EncodeOptions()).values[::-1]
     np.testing.assert_allclose(together, backwards, atol=1e-6)
-    alone = np.concatenate([minilm.encode([text], EncodeOptions()).vectors for text in TEXTS[:12]])
+    alone = np.concatenate([minilm.encode([text], EncodeOptions()).values for text in TEXTS[:12]])
     np.testing.assert_allclose(together[:12], alone, atol=1e-6)
 
 
@@ -126,7 +127,7 @@ def test_a_huge_line_has_the_vector_of_the_unclipped_text(
 ) -> None:
     """10 MB with spaces, 10 MB without, and a script without spaces."""
     encoded = minilm.encode([line], EncodeOptions())
-    np.testing.assert_allclose(encoded.vectors, expected.encode([line]), atol=1e-5)
+    np.testing.assert_allclose(encoded.values, expected.encode([line]), atol=1e-5)
 
 
 @pytest.mark.model
@@ -157,13 +158,13 @@ def _encode_in_little_memory(folder: str) -> str:
     resource.setrlimit(resource.RLIMIT_AS, (used + 220 * 2**20, -1))
     encoded = engine.encode(texts, EncodeOptions())
     resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
-    alone = [engine.encode([text], EncodeOptions()).vectors[0] for text in texts[:120:40]]
+    alone = [engine.encode([text], EncodeOptions()).values[0] for text in texts[:120:40]]
     return json.dumps(
         {
             "errors": encoded.errors,
             "splits": encoded.memory_splits,
             "budget": engine.batch_tokens,
-            "largest difference": float(np.abs(encoded.vectors[:120:40] - alone).max()),
+            "largest difference": float(np.abs(encoded.values[:120:40] - alone).max()),
         }
     )
 
@@ -222,12 +223,12 @@ def test_free_memory_is_given_back_now_and_then(tmp_path: Path, monkeypatch: pyt
 def test_reproducible_vectors_have_the_same_bits_in_any_company(minilm: SentenceTransformerEncoder) -> None:
     """Alone, backwards, and in another chunk; and they are those of any other run within rounding."""
     options = EncodeOptions(reproducible=True)
-    together = minilm.encode(TEXTS, options).vectors
-    np.testing.assert_array_equal(together, minilm.encode(TEXTS[::-1], options).vectors[::-1])
+    together = minilm.encode(TEXTS, options).values
+    np.testing.assert_array_equal(together, minilm.encode(TEXTS[::-1], options).values[::-1])
     for i in (0, 1, 3, 7, 9, 40):
-        np.testing.assert_array_equal(together[i], minilm.encode([TEXTS[i]], options).vectors[0])
-    np.testing.assert_array_equal(together[30:], minilm.encode(TEXTS[30:], options).vectors)
-    np.testing.assert_allclose(together, minilm.encode(TEXTS, EncodeOptions()).vectors, atol=1e-5)
+        np.testing.assert_array_equal(together[i], minilm.encode([TEXTS[i]], options).values[0])
+    np.testing.assert_array_equal(together[30:], minilm.encode(TEXTS[30:], options).values)
+    np.testing.assert_allclose(together, minilm.encode(TEXTS, EncodeOptions()).values, atol=1e-5)
 
 
 @pytest.mark.model
@@ -293,7 +294,7 @@ def test_dense_and_prompt_modules_are_the_model_s_own(tmp_path: Path) -> None:
     expected = reference(str(tmp_path / "model"))
     assert engine.dim(EncodeOptions()) == 24
     np.testing.assert_allclose(
-        engine.encode(TEXTS, EncodeOptions(prompt_name="query")).vectors,
+        engine.encode(TEXTS, EncodeOptions(prompt_name="query")).values,
         expected.encode(TEXTS, prompt_name="query"),
         atol=1e-5,
     )
@@ -309,7 +310,7 @@ def test_static_embeddings_take_the_general_way(tmp_path: Path) -> None:
     engine = load(str(tmp_path / "m"))
     texts = [text for text in TEXTS if text.strip()]
     encoded = engine.encode(texts * 30, EncodeOptions())  # several blocks, prepared in a thread
-    np.testing.assert_allclose(encoded.vectors, reference(str(tmp_path / "m")).encode(texts * 30), atol=1e-6)
+    np.testing.assert_allclose(encoded.values, reference(str(tmp_path / "m")).encode(texts * 30), atol=1e-6)
     assert engine.encode(["one two three"], EncodeOptions()).n_tokens.tolist() == [3]
 
 

@@ -14,7 +14,8 @@ import redis
 
 from producer.embedded import server_binary
 from tasks import broker, lifeline
-from tasks.messages import EncodeOptions, ModelSpec
+from tasks.messages import ModelSpec
+from tasks.options import EncodeOptions
 from tasks.settings import Settings
 from tests.conftest import wait_until
 from tests.contracts.cache import NAMES, CacheContract
@@ -162,16 +163,16 @@ def test_values_of_another_writer_are_no_harm(valkey):
 @pytest.mark.parametrize("where", ["folder", "redis"])
 def test_minilm_gives_the_same_vectors_from_a_cache(tmp_path, valkey, where):
     """To the bit; and a process that comes later finds them by the fingerprint of the weights."""
-    from workers.engines import load_encoder
+    from workers.engines import load_engine
 
     url = str(tmp_path / "cache") if where == "folder" else valkey
     settings = Settings(cache_url=url, max_batch_tokens=1024, state_dir=tmp_path)
     texts = ["A bright day.", "", "Ein heller Tag.", "long " * 600, "A bright day."]
-    first = wrap(load_encoder(ModelSpec.parse(MINILM), "cpu", settings), settings).encode(texts, OPTIONS)
-    again = wrap(load_encoder(ModelSpec.parse(MINILM), "cpu", settings), settings).encode(texts, OPTIONS)
+    first = wrap(load_engine(ModelSpec.parse(MINILM), "cpu", settings), settings).encode(texts, OPTIONS)
+    again = wrap(load_engine(ModelSpec.parse(MINILM), "cpu", settings), settings).encode(texts, OPTIONS)
     assert_same_rows(first, again)
     assert (first.cached_rows, first.duplicate_rows) == (0, 1)
     assert (again.cached_rows, again.duplicate_rows) == (4, 1)
     assert again.padded_tokens == 0
     assert again.truncated.tolist() == [False, False, False, True, False]
-    np.testing.assert_array_equal(again.vectors[0], again.vectors[4])
+    np.testing.assert_array_equal(again.values[0], again.values[4])

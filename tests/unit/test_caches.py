@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.errors import UsageError
-from tasks.messages import EncodeOptions
+from tasks.options import EncodeOptions
 from tests.conftest import wait_until
 from tests.contracts.cache import NAMES, VALUES, CacheContract
 from workers.caches import CacheFault
@@ -244,7 +244,7 @@ def test_a_name_depends_on_all_that_the_vector_depends_on():
         EncodeOptions(reproducible=True),
     ]
     told = {name for options in others for name in options.model_fields_set}
-    assert told == {*EncodeOptions.model_fields} - {"vector_dtype"}
+    assert told == {*EncodeOptions.model_fields} - {"operation", "vector_dtype"}
     names = [name_texts(["text", "", "Text"], "weights", options) for options in others]
     names += [name_texts(["text"], "weights", EncodeOptions(), "here"), name_texts(["text"], "heavy", EncodeOptions())]
     flat = [name for some in names for name in some]

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.errors import EngineBroken, UsageError
-from tasks.isolation import PROBE, encode_bisecting
-from tasks.messages import EncodeOptions
+from tasks.isolation import PROBE, Runner, run_bisecting
+from tasks.options import EncodeOptions
 from tasks.settings import Settings
 from tests.encoders import CountingEncoder, assert_same_rows
 from workers import caching, launch
@@ -127,9 +127,9 @@ def test_rows_beside_one_that_raises_are_kept(cache):
     counting = CountingEncoder()
     encoder = CachingEncoder(counting, cache)
     texts = ["a", "b", "!raise", "c"]
-    encode_bisecting(lambda rows: encoder.encode(rows, OPTIONS), texts, 4)
+    run_bisecting(Runner(lambda rows: encoder.encode(rows, OPTIONS), str, 4), texts)
     counting.seen.clear()
-    encoded = encode_bisecting(lambda rows: encoder.encode(rows, OPTIONS), texts, 4)
+    encoded = run_bisecting(Runner(lambda rows: encoder.encode(rows, OPTIONS), str, 4), texts)
     assert [text for text in counting.seen if not text.startswith(PROBE)] == []
     assert [error is None for error in encoded.errors] == [True, True, False, True]
 
@@ -165,7 +165,7 @@ def test_a_broken_engine_is_not_hidden_by_what_the_cache_knows(cache):
     works.encode([PROBE], OPTIONS)
     for _ in range(2):
         with pytest.raises(EngineBroken):
-            encode_bisecting(lambda texts: broken.encode(texts, OPTIONS), ["a new text"], 4)
+            run_bisecting(Runner(lambda texts: broken.encode(texts, OPTIONS), str, 4), ["a new text"])
 
 
 def test_damaged_values_are_computed_and_written_over(cache):
@@ -273,4 +273,4 @@ def test_vectors_go_through_redis():
         first, again = (encoder.encode(texts, OPTIONS) for _ in range(2))
     assert_same_rows(first, again)
     assert (first.cached_rows, again.cached_rows) == (0, 3)
-    assert np.isfinite(again.vectors).all()
+    assert np.isfinite(again.values).all()

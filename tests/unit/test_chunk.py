@@ -17,7 +17,8 @@ from tasks.endings import Ending
 from tasks.errors import BrokerUnavailable, EngineBroken, Permanent, StoreUnavailable
 from tasks.ledger import Ledger
 from tasks.limits import TimeLimits
-from tasks.messages import EncodeOptions, ModelSpec, Ticket
+from tasks.messages import ModelSpec, Ticket
+from tasks.options import EncodeOptions
 from tasks.pulse import Pulse
 from tasks.settings import Settings
 from tasks.slot import Slot
@@ -152,7 +153,7 @@ def test_a_chunk_is_read_run_written_and_recorded(site):
     assert run_chunk(site.slot(), site.ticket()) == "recorded: 3 rows"
     table = site.result()
     expected = FakeEncoder("fake:dim=4,limit=4", Settings(max_batch_tokens=100)).encode(TEXTS, EncodeOptions())
-    np.testing.assert_array_equal(tables.vectors_of(table), expected.vectors)
+    np.testing.assert_array_equal(tables.vectors_of(table), expected.values)
     assert table["row"].to_pylist() == [0, 1, 2]
     assert table["id"].to_pylist() == ["id-0", "id-1", "id-2"]
     assert table["n_tokens"].to_pylist() == [1, 2, 4]
@@ -373,7 +374,7 @@ def test_a_vector_that_overflows_the_stored_type_is_an_error_row(make_site):
 
     def large(texts, options, on_batch):
         encoded = encode(texts, options)
-        encoded.vectors[1, 2] = 1e6
+        encoded.values[1, 2] = 1e6
         return encoded
 
     engine.encode = large
@@ -611,7 +612,7 @@ def test_a_slot_that_lost_its_lease_records_nothing(site):
         site.desk.take(0, slot="node/1")
         wait_until(lambda: slot.pulse.has_lost_lease, "the pulse notices")
 
-    slot.encoder = Doing(lose)
+    slot.engine = Doing(lose)
     assert run_chunk(slot, site.ticket()) == "lease lost"
     assert site.desk.status.recorded == 0
     assert list(site.desk.ledger.redis.hgetall(f"{keys.job(site.desk.spec.job)}:leases")) == ["0"]
@@ -625,11 +626,11 @@ def test_a_slot_whose_job_was_cancelled_stops(site, make_site):
         site.desk.end("cancelled")
         wait_until(lambda: slot.pulse.has_lost_lease, "the pulse notices")
 
-    slot.encoder = Doing(cancel)
+    slot.engine = Doing(cancel)
     assert run_chunk(slot, site.ticket()) == "lease lost"
     other = make_site()
     other.send(0)
-    slot.encoder = other.slot("node/1").encoder
+    slot.engine = other.slot("node/1").engine
     assert run_chunk(slot, other.ticket()) == "recorded: 3 rows"
 
 
@@ -674,7 +675,7 @@ def test_a_pulse_renews_the_lease_while_the_engine_works(site):
         wait_ms(site.ledger, 400)
         assert site.desk.reconcile() == []
 
-    slot.encoder = Doing(take_long)
+    slot.engine = Doing(take_long)
     assert run_chunk(slot, site.ticket()) == "recorded: 3 rows"
 
 
@@ -690,7 +691,7 @@ def test_a_pulse_outlives_a_broker_that_is_away_for_a_while(site, monkeypatch):
         return True
 
     monkeypatch.setattr(site.ledger, "touch", touch)
-    slot.encoder = Doing(lambda: wait_until(lambda: len(touched) > 2, "the pulse goes on"))
+    slot.engine = Doing(lambda: wait_until(lambda: len(touched) > 2, "the pulse goes on"))
     assert run_chunk(slot, site.ticket()) == "recorded: 3 rows"
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.isolation import encode_bisecting
-from tasks.messages import EncodeOptions
+from tasks.isolation import Runner, run_bisecting
+from tasks.options import EncodeOptions
 from tasks.settings import Settings
 from tests.encoders import CountingEncoder, assert_same_rows
 from workers.distinct import DistinctEncoder
@@ -56,9 +56,9 @@ def test_a_row_that_raises_is_found_among_its_repeats():
     """Every row with its text becomes an error row, and the others have their vectors."""
     texts = ["a", "!raise", "b", "a", "!raise"]
     encoder = DistinctEncoder(CountingEncoder())
-    encoded = encode_bisecting(lambda rows: encoder.encode(rows, OPTIONS), texts, 4)
+    encoded = run_bisecting(Runner(lambda rows: encoder.encode(rows, OPTIONS), str, 4), texts)
     assert [error is None for error in encoded.errors] == [True, False, True, True, False]
-    np.testing.assert_array_equal(encoded.vectors[0], encoded.vectors[3])
+    np.testing.assert_array_equal(encoded.values[0], encoded.values[3])
 
 
 def test_each_batch_is_announced():

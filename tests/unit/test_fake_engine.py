@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from tasks.errors import ModelNotFound
-from tasks.messages import EncodeOptions, ModelSpec
+from tasks.messages import ModelSpec
+from tasks.options import EncodeOptions
 from tasks.settings import Settings
-from workers.engines import load_encoder
+from workers.engines import load_engine
 from workers.engines.fake import FakeEncoder
 
 TEXTS = ["one", "two words", "", "three more words", "one", " ".join(["word"] * 40)]
@@ -15,20 +16,18 @@ TEXTS = ["one", "two words", "", "three more words", "one", " ".join(["word"] * 
 def test_a_text_has_its_vector_wherever_it_is():
     """Alone, in a chunk, in another order and in another process it is the same."""
     encoder = FakeEncoder("fake:dim=8", Settings(max_batch_tokens=16))
-    together = encoder.encode(TEXTS, EncodeOptions()).vectors
+    together = encoder.encode(TEXTS, EncodeOptions()).values
     for i, text in enumerate(TEXTS):
-        alone = FakeEncoder("fake:dim=8", Settings(max_batch_tokens=1000)).encode([text], EncodeOptions()).vectors[0]
+        alone = FakeEncoder("fake:dim=8", Settings(max_batch_tokens=1000)).encode([text], EncodeOptions()).values[0]
         np.testing.assert_array_equal(together[i], alone)
-    np.testing.assert_array_equal(encoder.encode(TEXTS[::-1], EncodeOptions()).vectors, together[::-1])
+    np.testing.assert_array_equal(encoder.encode(TEXTS[::-1], EncodeOptions()).values, together[::-1])
     np.testing.assert_allclose(together[0, :2], [-0.8932526, 0.62631953], atol=1e-7)
 
 
 def test_different_texts_have_different_vectors():
     """A row in the wrong place is noticed."""
     vectors = (
-        FakeEncoder("fake", Settings(max_batch_tokens=100))
-        .encode([str(i) for i in range(500)], EncodeOptions())
-        .vectors
+        FakeEncoder("fake", Settings(max_batch_tokens=100)).encode([str(i) for i in range(500)], EncodeOptions()).values
     )
     assert vectors.dtype == np.float32
     assert len(np.unique(vectors, axis=0)) == 500
@@ -47,7 +46,7 @@ def test_tokens_are_words():
 def test_words_beyond_the_limit_do_not_matter():
     """As in a real model, two texts with the same beginning have the same vector."""
     encoder = FakeEncoder("fake:limit=2", Settings(max_batch_tokens=100))
-    vectors = encoder.encode(["a b c", "a b d", "a b"], EncodeOptions()).vectors
+    vectors = encoder.encode(["a b c", "a b d", "a b"], EncodeOptions()).values
     np.testing.assert_array_equal(vectors[0], vectors[1])
     np.testing.assert_array_equal(vectors[0], vectors[2])
 
@@ -66,7 +65,7 @@ def test_a_prompt_stands_before_every_text():
     """It is part of what is fed."""
     encoder = FakeEncoder("fake", Settings(max_batch_tokens=100))
     with_prompt = encoder.encode(["text"], EncodeOptions(prompt="query: "))
-    np.testing.assert_array_equal(with_prompt.vectors, encoder.encode(["query: text"], EncodeOptions()).vectors)
+    np.testing.assert_array_equal(with_prompt.values, encoder.encode(["query: text"], EncodeOptions()).values)
     assert with_prompt.n_tokens.tolist() == [2]
 
 
@@ -74,7 +73,7 @@ def test_vectors_are_cut_and_then_scaled():
     """The options of a Matryoshka model work here too."""
     encoder = FakeEncoder("fake:dim=16", Settings(max_batch_tokens=100))
     options = EncodeOptions(truncate_dim=4, normalize=True)
-    vectors = encoder.encode(TEXTS, options).vectors
+    vectors = encoder.encode(TEXTS, options).values
     assert vectors.shape == (6, encoder.dim(options)) == (6, 4)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6)
 
@@ -115,6 +114,6 @@ def test_options_that_make_no_model_are_refused(name):
 
 def test_the_fake_engine_is_loaded_by_its_spec():
     """As any other is, and without torch."""
-    encoder = load_encoder(ModelSpec.parse("fake:dim=4"), "cpu", Settings())
+    encoder = load_engine(ModelSpec.parse("fake:dim=4"), "cpu", Settings())
     assert isinstance(encoder, FakeEncoder)
     assert encoder.dim(EncodeOptions()) == 4

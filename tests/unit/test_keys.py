@@ -18,6 +18,7 @@ ARGUMENTS = {
     "queue": "penstock.OPERATION.D",
     "path": "FOLDER/object",
     "chunk": 42,
+    "block": 42,
     "token": 7,
 }
 TYPES = {"hash", "list", "set", "string", "zset"}

@@ -6,15 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from tasks.errors import UsageError
-from tasks.messages import (
-    EncodeOptions,
-    JobSpec,
-    ModelSpec,
-    Receipt,
-    Ticket,
-    explain,
-    new_job_id,
-)
+from tasks.messages import JobSpec, ModelSpec, Receipt, Ticket, new_job_id
+from tasks.options import EncodeOptions, explain
 
 HUB = "sentence_transformer"
 
@@ -242,18 +235,23 @@ def test_an_explanation_never_shows_what_was_given(make_spec):
         **make_spec().model_dump(mode="json"),
         "job": "SECRET",
         "version": "SECRET",
-        "operation": "SECRET",
         "on_error": "SECRET",
         "key": "SECRET" * 100,
         "name": ["SECRET"],
         "keep_fields": "SECRET",
         "model": {"engine": "SECRET", "name": "", "revision": 7},
-        "options": {"normalize": "SECRET", "truncate_dim": "SECRET", "max_tokens": -5, "prompt": b"SECRET"[0:0]},
+        "options": {
+            "operation": "encode",
+            "normalize": "SECRET",
+            "truncate_dim": "SECRET",
+            "max_tokens": -5,
+            "prompt": b"SECRET"[0:0],
+        },
     }
     with pytest.raises(ValidationError) as caught:
         JobSpec.model_validate(fields)
     line = explain(caught.value)
     assert "SECRET" not in line
     assert "\n" not in line
-    for name in ("job", "version", "operation", "on_error", "key", "model.engine", "options.truncate_dim"):
+    for name in ("job", "version", "on_error", "key", "model.engine", "options.encode.truncate_dim"):
         assert f"{name}: " in line

@@ -18,8 +18,9 @@ from producer.reporting.receipts import Lengths, Told, read_receipts
 from producer.reporting.tally import MOST_SLOWEST, MOST_SPANS, Tally
 from tasks import keys, tables
 from tasks.errors import OutputExists, UsageError
-from tasks.messages import EncodeOptions, Receipt
-from tasks.ports import Encoded
+from tasks.messages import Receipt
+from tasks.options import EncodeOptions
+from tasks.ports import Computed
 from tasks.records import Lease, Recorded, read_status
 from tasks.store import open_store, store_id
 
@@ -345,7 +346,7 @@ def result_bytes(lease, made, tokens):
     """Return the result of a chunk whose last rows have an error."""
     n, ids = len(tokens), [f"id{i}" for i in range(len(tokens))]
     errors = [None] * (n - made.failed_rows) + ["the model failed"] * made.failed_rows
-    encoded = Encoded(np.zeros((n, 64), np.float32), np.array(tokens), np.array(tokens) >= 100, errors)
+    encoded = Computed(np.zeros((n, 64), np.float32), np.array(tokens), np.array(tokens) >= 100, errors)
     metadata = {
         "penstock.job": lease.job,
         "penstock.chunk": str(lease.chunk),

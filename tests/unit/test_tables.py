@@ -10,7 +10,7 @@ import pytest
 
 from tasks import tables
 from tasks.errors import DamagedObject
-from tasks.ports import Encoded
+from tasks.ports import Computed
 
 
 def encoded(n_rows, errors=None, dim=3):
@@ -18,8 +18,8 @@ def encoded(n_rows, errors=None, dim=3):
     errors = errors or [None] * n_rows
     vectors = np.arange(n_rows * dim, dtype=np.float32).reshape(n_rows, dim)
     vectors[[error is not None for error in errors]] = 0
-    return Encoded(
-        vectors=vectors,
+    return Computed(
+        values=vectors,
         n_tokens=np.arange(n_rows, dtype=np.int32),
         truncated=np.arange(n_rows) % 2 == 1,
         errors=errors,
@@ -94,7 +94,7 @@ def test_vectors_come_back_as_they_were_put_in(dtype):
     data = tables.to_bytes(tables.encode_result(inputs(5), answer, dtype))
     vectors = tables.vectors_of(tables.from_bytes(data, "name"))
     assert (vectors.shape, vectors.dtype) == ((5, 3), np.dtype(dtype))
-    expected = answer.vectors.astype(dtype)
+    expected = answer.values.astype(dtype)
     expected[2] = np.nan
     np.testing.assert_array_equal(vectors, expected)
 
@@ -102,7 +102,7 @@ def test_vectors_come_back_as_they_were_put_in(dtype):
 def test_half_precision_rounds_to_the_nearest():
     """float16 keeps eleven bits."""
     answer = encoded(1)
-    answer.vectors[:] = [0.1, 1 / 3, 2049]
+    answer.values[:] = [0.1, 1 / 3, 2049]
     result = tables.encode_result(inputs(1), answer, "float16")
     np.testing.assert_array_equal(tables.vectors_of(result), np.float16([[0.1, 1 / 3, 2048]]))
 
@@ -110,9 +110,9 @@ def test_half_precision_rounds_to_the_nearest():
 def test_vectors_in_another_memory_order_are_taken():
     """An engine may hand over a view of a larger array."""
     answer = encoded(4)
-    answer.vectors = np.asfortranarray(np.arange(24, dtype=np.float32).reshape(4, 6))[:, 1:4]
+    answer.values = np.asfortranarray(np.arange(24, dtype=np.float32).reshape(4, 6))[:, 1:4]
     result = tables.encode_result(inputs(4), answer, "float32")
-    np.testing.assert_array_equal(tables.vectors_of(result), answer.vectors)
+    np.testing.assert_array_equal(tables.vectors_of(result), answer.values)
 
 
 def test_part_of_a_result_has_the_vectors_of_that_part():
@@ -237,14 +237,14 @@ def test_an_input_without_a_hash_is_damaged():
 
 def test_an_input_in_the_place_of_another_is_noticed():
     """Both are whole."""
-    with pytest.raises(DamagedObject, match=r"^jobs/x is another chunk's input"):
+    with pytest.raises(DamagedObject, match=r"^jobs/x is another object of that kind"):
         tables.read_input(tables.input_bytes(inputs(2), "jobs/y"), "jobs/x")
 
 
 @pytest.mark.parametrize("table", [pa.table({"row": [1], "id": ["a"], "tfxt": ["x"]}), pa.table({"row": [1]})])
 def test_an_input_with_other_columns_is_damaged(table):
     """One altered bit may change a column's name and leave everything whole."""
-    with pytest.raises(DamagedObject, match="k is damaged: it has other columns than row, id and text"):
+    with pytest.raises(DamagedObject, match="k is damaged: it does not begin with the columns row, id, text"):
         tables.read_input(tables.to_bytes(table), "k")
 
 

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from producer import drafts, result_formats, shards
 from producer.writers import ResultInfo, check_kept, check_out, write_results
 from tasks.errors import DamagedObject, OutputExists, StoreUnavailable, UsageError
-from tasks.ports import Encoded
+from tasks.ports import Computed
 from tasks.tables import encode_result, input_table
 
 FILES = ["x.npy", "x.parquet", "x.arrow", "x.jsonl", "x.jsonl.gz", "x.jsonl.zst"]
@@ -51,8 +51,8 @@ def chunk(first_row: int, vectors: np.ndarray, *, errors: dict[int, str] | None 
         ["" for _ in numbers],
         [json.dumps(KEPT_ROWS[row % 4], ensure_ascii=False) for row in numbers] if kept else None,
     )
-    encoded = Encoded(
-        vectors=vectors,
+    encoded = Computed(
+        values=vectors,
         n_tokens=np.array([row + 2 for row in numbers], np.int32),
         truncated=np.array([row % 3 == 1 for row in numbers]),
         errors=[(errors or {}).get(row) for row in numbers],
@@ -287,8 +287,8 @@ def drawn_chunk(first_row: int, rows: list[dict[str, Any]], info: ResultInfo) ->
     kept = [json.dumps([row["int"], row["str"]]) for row in rows]
     inputs = input_table(first_row, [row["id"] for row in rows], [""] * len(rows), kept)
     vectors = np.array([row["vector"] or [0] * info.dim for row in rows], info.vector_dtype)
-    encoded = Encoded(
-        vectors=vectors.reshape(len(rows), info.dim),
+    encoded = Computed(
+        values=vectors.reshape(len(rows), info.dim),
         n_tokens=np.array([row["n_tokens"] for row in rows], np.int32),
         truncated=np.array([row["truncated"] for row in rows], bool),
         errors=[None if row["vector"] else "failed" for row in rows],

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tasks.errors import UsageError
-from tasks.messages import ModelSpec, explain
+from tasks.messages import ModelSpec
+from tasks.options import explain
 from workers import machine
 
 PENSTOCK = "penstock"

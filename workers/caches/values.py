@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tasks.messages import EncodeOptions
+from tasks.options import EncodeOptions
 
 #: Begins every name: a change of the format of the values makes them unknown.
 _FORMAT = b"penstock vectors 1"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from tasks.errors import UsageError
 from tasks.messages import ModelSpec
-from tasks.ports import Encoder
+from tasks.ports import Encoder, Scorer
 from tasks.settings import Settings
 
 
@@ -18,13 +19,16 @@ def loads() -> int:
     return _Loads.n
 
 
-def load_encoder(spec: ModelSpec, device: str, settings: Settings) -> Encoder:
-    """Load the model onto the device. Only the engine that is needed is imported.
+def load_engine(spec: ModelSpec, device: str, settings: Settings) -> Encoder | Scorer:
+    """Load the model onto the device, for the operation that is set. Only the engine that is needed is imported.
 
     Raises:
         ModelNotFound: its files are not there or cannot be read.
+        UsageError: the settings do not go together, or not with this model.
     """
     _Loads.n += 1
+    if settings.operation == "score":
+        return _load_scorer(spec, device, settings)
     if spec.engine == "fake":
         from workers.engines.fake import FakeEncoder
 
@@ -32,3 +36,15 @@ def load_encoder(spec: ModelSpec, device: str, settings: Settings) -> Encoder:
     from workers.engines.sentence_transformer import SentenceTransformerEncoder
 
     return SentenceTransformerEncoder(spec, device, settings)
+
+
+def _load_scorer(spec: ModelSpec, device: str, settings: Settings) -> Scorer:
+    if settings.cache_url is not None:
+        raise UsageError("--cache keeps vectors, and this worker makes scores. Leave it out.")
+    if spec.engine == "fake":
+        from workers.engines.fake import FakeScorer
+
+        return FakeScorer(spec.name, settings)
+    from workers.engines.reranking import load_reranker
+
+    return load_reranker(spec, device, settings)

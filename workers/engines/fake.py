@@ -1,4 +1,4 @@
-"""A deterministic engine without a model: vectors from hashes, tokens are words. For tests and for measuring penstock.
+"""Deterministic engines without a model: values from hashes, tokens are words. For tests and for measuring penstock.
 
 ``--model fake`` or ``--model fake:dim=64,limit=256,ms_per_row=5,load_s=10``. With ``faults=1``, a text that begins with
 the name of a fault does it to the process: ``!raise``, ``!exit``, ``!segfault``, ``!kill`` (as the kernel does when
@@ -19,8 +19,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from tasks.errors import ModelNotFound
-from tasks.messages import EncodeOptions
-from tasks.ports import Encoded
+from tasks.options import EncodeOptions, ScoreOptions
+from tasks.ports import Computed, Pair
 from tasks.settings import Settings
 from workers.batching import plan_batches
 
@@ -30,8 +30,8 @@ BATCH_TOKENS = 1024
 _DEFAULTS = {"dim": 32.0, "limit": 256.0, "ms_per_row": 0.0, "load_s": 0.0, "faults": 0.0}
 
 
-class FakeEncoder:
-    """Gives each text the vector of its hash, whatever chunk or batch it is in."""
+class _FakeEngine:
+    """What both engines have: options in the model's name, a limit, a pace and faults."""
 
     def __init__(self, name: str, settings: Settings) -> None:
         values = dict(_DEFAULTS)
@@ -54,6 +54,51 @@ class FakeEncoder:
         self.weights = f"fake-{self._dim}-{self._limit}"
         time.sleep(values["load_s"])
 
+    def _run(
+        self,
+        texts: Sequence[str],
+        words: Sequence[Sequence[str]],
+        limit: int,
+        dim: int,
+        compute: Callable[[int], np.ndarray | float],
+        on_batch: Callable[[int], None],
+    ) -> Computed:
+        """Compute n rows.
+
+        Args:
+            texts: (n,) what may ask for a fault.
+            words: (n,) the tokens of each row.
+            limit: how many of them count.
+            dim: length of a value.
+            compute: returns the value of a row by its number.
+            on_batch: as for ``Encoder.encode``.
+        """
+        started = time.perf_counter()
+        n_tokens = np.array([min(len(row), limit) for row in words], np.int32)  # (n,)
+        values = np.zeros((len(words), dim), np.float32)
+        padded_tokens = 0
+        for rows in plan_batches(n_tokens, self.batch_tokens):
+            batch_tokens = int(n_tokens[rows].max()) * len(rows)
+            on_batch(batch_tokens)
+            for i in rows:
+                if self._has_faults:
+                    _do_fault(texts[i])
+                values[i] = compute(i)
+            time.sleep(self._row_s * len(rows))
+            padded_tokens += batch_tokens
+        return Computed(
+            values=values,
+            n_tokens=n_tokens,
+            truncated=np.array([len(row) > limit for row in words]),
+            errors=[None] * len(words),
+            padded_tokens=padded_tokens,
+            model_s=time.perf_counter() - started,
+        )
+
+
+class FakeEncoder(_FakeEngine):
+    """Gives each text the vector of its hash, whatever chunk or batch it is in."""
+
     def check(self, options: EncodeOptions) -> str | None:
         """Refuse what the fake model has not."""
         if options.prompt_name is not None:
@@ -68,40 +113,51 @@ class FakeEncoder:
 
     def encode(
         self, texts: Sequence[str], options: EncodeOptions, on_batch: Callable[[int], None] = lambda _: None
-    ) -> Encoded:
+    ) -> Computed:
         """Hash each text's words as far as the limit goes."""
-        started = time.perf_counter()
         limit = min(options.max_tokens or self._limit, self._limit)
+        started = time.perf_counter()
         words = [((options.prompt or "") + text).split() for text in texts]
-        n_tokens = np.array([min(len(row), limit) for row in words], np.int32)  # (n,)
-        tokenised = time.perf_counter()
-        vectors = np.zeros((len(texts), self._dim), np.float32)
-        padded_tokens = 0
-        for rows in plan_batches(n_tokens, self.batch_tokens):
-            batch_tokens = int(n_tokens[rows].max()) * len(rows)
-            on_batch(batch_tokens)
-            for i in rows:
-                if self._has_faults:
-                    _do_fault(texts[i])
-                vectors[i] = self._vector(" ".join(words[i][:limit]))
-            time.sleep(self._row_s * len(rows))
-            padded_tokens += batch_tokens
-        vectors = vectors[:, : self.dim(options)]
+        tokenise_s = time.perf_counter() - started
+        computed = self._run(
+            texts, words, limit, self._dim, lambda i: self._vector(" ".join(words[i][:limit])), on_batch
+        )
+        computed.tokenise_s = tokenise_s
+        vectors = computed.values[:, : self.dim(options)]
         if options.normalize:
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        return Encoded(
-            vectors=vectors,
-            n_tokens=n_tokens,
-            truncated=np.array([len(row) > limit for row in words]),
-            errors=[None] * len(texts),
-            padded_tokens=padded_tokens,
-            tokenise_s=tokenised - started,
-            model_s=time.perf_counter() - tokenised,
-        )
+        computed.values = vectors
+        return computed
 
     def _vector(self, text: str) -> np.ndarray:
         raw = hashlib.shake_128(text.encode()).digest(4 * self._dim)
         return (np.frombuffer(raw, "<u4").astype(np.float64) / 2**31 - 1).astype(np.float32)
+
+
+class FakeScorer(_FakeEngine):
+    """Gives each pair the share of the query's words that the document has, as far as the limit goes."""
+
+    def check(self, options: ScoreOptions) -> str | None:
+        """Refuse what the fake model has not."""
+        return "the fake model takes no template" if options.template is not None else None
+
+    def dim(self, options: ScoreOptions) -> int:  # noqa: ARG002 - always a score
+        """Return 1."""
+        return 1
+
+    def score(
+        self, pairs: Sequence[Pair], options: ScoreOptions, on_batch: Callable[[int], None] = lambda _: None
+    ) -> Computed:
+        """Compare each pair's words."""
+        limit = min(options.max_tokens or self._limit, self._limit)
+        words = [f"{query} {document}".split() for query, document in pairs]
+
+        def compute(i: int) -> float:
+            asked = pairs[i].query.split()
+            there = set(words[i][len(asked) : limit])
+            return sum(word in there for word in asked) / max(1, len(asked))
+
+        return self._run([pair.document for pair in pairs], words, limit, 1, compute, on_batch)
 
 
 def _do_fault(text: str) -> None:

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 from tasks.errors import DeviceFull
-from tasks.messages import EncodeOptions, ModelSpec
-from tasks.ports import Encoded
+from tasks.messages import ModelSpec
+from tasks.options import EncodeOptions
+from tasks.ports import Computed
 from tasks.settings import Settings
 from workers import budget
 from workers.batching import cut_blocks
@@ -94,11 +95,11 @@ class SentenceTransformerEncoder:
 
     def encode(
         self, texts: Sequence[str], options: EncodeOptions, on_batch: Callable[[int], None] = lambda _: None
-    ) -> Encoded:
+    ) -> Computed:
         """Encode texts in their order."""
         n_rows = len(texts)
-        result = Encoded(
-            vectors=np.zeros((n_rows, self.dim(options)), np.float32),
+        result = Computed(
+            values=np.zeros((n_rows, self.dim(options)), np.float32),
             n_tokens=np.zeros(n_rows, np.int32),
             truncated=np.zeros(n_rows, bool),
             errors=[None] * n_rows,
@@ -118,7 +119,7 @@ class SentenceTransformerEncoder:
         return result
 
     def _tokenised(
-        self, texts: Sequence[str], options: EncodeOptions, result: Encoded
+        self, texts: Sequence[str], options: EncodeOptions, result: Computed
     ) -> Iterator[tuple[np.ndarray, Prepared]]:
         """Yield blocks of rows, each tokenised while the one before is in the model."""
         prompt = self._model._resolve_prompt(options.prompt, options.prompt_name)  # noqa: SLF001 - ST's own rule
@@ -255,12 +256,12 @@ class _Block:
     prepared: Prepared
     options: EncodeOptions
     on_batch: Callable[[int], None]
-    result: Encoded
+    result: Computed
 
 
-def _put(result: Encoded, rows: np.ndarray, vectors: np.ndarray) -> None:
+def _put(result: Computed, rows: np.ndarray, vectors: np.ndarray) -> None:
     """Take the vectors of rows, (n_rows, dim) float32."""
-    result.vectors[rows] = vectors
+    result.values[rows] = vectors
     for i in rows[~np.isfinite(vectors).all(axis=1)]:
         result.errors[i] = "the model gave a vector with numbers that are not finite"
-        result.vectors[i] = 0.0
+        result.values[i] = 0.0

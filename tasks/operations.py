@@ -1,0 +1,133 @@
+"""What the operations differ in: how a chunk input becomes rows, what the engine does with them, what is stored."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from tasks import tables
+from tasks.blocks import BlockCache
+from tasks.options import EncodeOptions, Operation, ScoreOptions
+from tasks.ports import Computed, Encoder, Pair, Scorer
+
+R = TypeVar("R")
+OnBatch = Callable[[int], None]
+
+
+class Rows(Generic[R]):
+    """The rows of a chunk.
+
+    Attributes:
+        rows: what the engine gets.
+        heads: the columns that go from the input to the result.
+    """
+
+    def __init__(self, rows: Sequence[R], heads: pa.Table) -> None:
+        self.rows = rows
+        self.heads = heads
+
+
+class Work(ABC, Generic[R]):
+    """One operation, as the task body needs it."""
+
+    @abstractmethod
+    def read(self, job: str, inputs: pa.Table, blocks: BlockCache) -> Rows[R]:
+        """Return the rows of a chunk input.
+
+        Raises:
+            DamagedObject: a text block is missing or damaged.
+        """
+
+    @abstractmethod
+    def row_of(self, text: str) -> R:
+        """Make a row of a text, to try an engine with."""
+
+    @abstractmethod
+    def size(self, rows: Sequence[R]) -> int:
+        """Return the characters of rows, by which their time is limited."""
+
+    @abstractmethod
+    def run(self, engine: Any, rows: Sequence[R], options: Any, on_batch: OnBatch) -> Computed:
+        """Let an engine compute rows."""
+
+    @abstractmethod
+    def result(self, heads: pa.Table, computed: Computed, options: Any) -> pa.Table:
+        """Return the chunk result."""
+
+
+class Encode(Work[str]):
+    """Texts become vectors."""
+
+    def read(self, job: str, inputs: pa.Table, blocks: BlockCache) -> Rows[str]:  # noqa: ARG002 - it has its texts
+        """Take the texts out of the input."""
+        return Rows(inputs["text"].to_pylist(), inputs.drop_columns("text"))
+
+    def row_of(self, text: str) -> str:
+        """Return the text."""
+        return text
+
+    def size(self, rows: Sequence[str]) -> int:
+        """Count characters."""
+        return sum(map(len, rows))
+
+    def run(self, engine: Encoder, rows: Sequence[str], options: EncodeOptions, on_batch: OnBatch) -> Computed:
+        """Encode texts. Rows whose numbers the stored type cannot hold are error rows, rather than infinities."""
+        computed = engine.encode(rows, options, on_batch)
+        dtype = options.vector_dtype
+        for i in np.flatnonzero(np.abs(computed.values).max(axis=1) > np.finfo(dtype).max):
+            computed.errors[i] = f"a number of the vector does not fit into {dtype}; use --vector-dtype float32"
+            computed.values[i] = 0.0
+        return computed
+
+    def result(self, heads: pa.Table, computed: Computed, options: EncodeOptions) -> pa.Table:
+        """Put vectors beside their rows' ids."""
+        return tables.encode_result(heads, computed, options.vector_dtype)
+
+
+class Score(Work[Pair]):
+    """Pairs of query and document become scores."""
+
+    def read(self, job: str, inputs: pa.Table, blocks: BlockCache) -> Rows[Pair]:
+        """Look up the texts; each is one string in memory, however many pairs have it."""
+        query_ids, queries = _look_up(job, inputs["query_block"], inputs["query_place"], blocks)
+        doc_ids, documents = _look_up(job, inputs["document_block"], inputs["document_place"], blocks)
+        heads = pa.table({"row": inputs["row"], "query_id": query_ids, "doc_id": doc_ids})
+        return Rows(list(map(Pair, queries, documents)), heads)
+
+    def row_of(self, text: str) -> Pair:
+        """Make a pair of a text and itself."""
+        return Pair(text, text)
+
+    def size(self, rows: Sequence[Pair]) -> int:
+        """Count characters, of a query once for each document."""
+        return sum(len(query) + len(document) for query, document in rows)
+
+    def run(self, engine: Scorer, rows: Sequence[Pair], options: ScoreOptions, on_batch: OnBatch) -> Computed:
+        """Score pairs."""
+        return engine.score(rows, options, on_batch)
+
+    def result(self, heads: pa.Table, computed: Computed, options: ScoreOptions) -> pa.Table:  # noqa: ARG002
+        """Put scores beside their pairs' ids."""
+        return tables.score_result(heads, computed)
+
+
+OPERATIONS: dict[Operation, Work[Any]] = {"encode": Encode(), "score": Score()}
+
+
+def _look_up(
+    job: str, in_blocks: pa.ChunkedArray, places: pa.ChunkedArray, cache: BlockCache
+) -> tuple[list[str], list[str]]:
+    """Return ids and texts by block and place."""
+    wanted = np.stack([in_blocks.to_numpy(), places.to_numpy()], axis=1)  # (n_rows, 2)
+    distinct, at = np.unique(wanted, axis=0, return_inverse=True)
+    ids: list[str] = []
+    texts: list[str] = []
+    for block in np.unique(distinct[:, 0]):
+        found = cache.get(job, int(block)).take(distinct[distinct[:, 0] == block, 1])
+        ids += found["id"].to_pylist()
+        texts += found["text"].to_pylist()
+    return [ids[i] for i in at], [texts[i] for i in at]
