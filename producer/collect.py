@@ -12,11 +12,12 @@ from importlib.metadata import version
 import numpy as np
 import pyarrow as pa
 
+from producer.columns import Layout, ResultInfo, failures, values_of
 from producer.submission import PATIENCE_S
-from producer.writers import ResultInfo
 from tasks import keys, tables
 from tasks.errors import DamagedObject, JobFailed
 from tasks.ledger import Ledger
+from tasks.options import EncodeOptions
 from tasks.records import JobStatus, Recorded
 from tasks.retrying import retry_transient
 from tasks.store import Store, checked
@@ -128,7 +129,7 @@ def result_info(status: JobStatus) -> ResultInfo:
     return ResultInfo(
         n_rows=status.rows,
         dim=status.dim,
-        vector_dtype=spec.options.vector_dtype,
+        vector_dtype=spec.options.vector_dtype if isinstance(spec.options, EncodeOptions) else "float32",
         kept_types=status.kept_types,
         metadata={
             "version": version("penstock"),
@@ -139,25 +140,23 @@ def result_info(status: JobStatus) -> ResultInfo:
             "weights": status.weights,
             "options": spec.options.model_dump_json(),
         },
+        operation=spec.operation,
     )
 
 
-def stack_vectors(chunks: Iterable[pa.Table], info: ResultInfo) -> np.ndarray:
-    """Return all vectors as one array (n_rows, dim), NaN in rows with an error: the whole result in memory."""
-    vectors = np.empty((info.n_rows, info.dim), info.vector_dtype)
+def stack_values(chunks: Iterable[pa.Table], info: ResultInfo) -> np.ndarray:
+    """Return all vectors (n_rows, dim) or scores (n_rows,) as one array, NaN in rows with an error.
+
+    The whole result is in memory.
+    """
+    values = np.empty((info.n_rows, *info.value_shape), info.vector_dtype)
     row = 0
     for table in chunks:
-        vectors[row : row + table.num_rows] = tables.vectors_of(table)
+        values[row : row + table.num_rows] = values_of(table, info)
         row += table.num_rows
-    return vectors
+    return values
 
 
-def first_errors(chunks: Iterable[pa.Table], count: int) -> list[dict[str, object]]:
-    """Return row number, id and error of the first rows that failed."""
-
-    def errors() -> Iterator[dict[str, object]]:
-        for table in chunks:
-            failed = table.filter(table["error"].is_valid()).select(["row", "id", "error"])
-            yield from failed.to_pylist()
-
-    return list(itertools.islice(errors(), count))
+def first_errors(chunks: Iterable[pa.Table], layout: Layout, count: int) -> list[dict[str, object]]:
+    """Return row number, ids and error of the first rows that failed."""
+    return list(itertools.islice((failed for table in chunks for failed in failures(table, layout)), count))

@@ -1,7 +1,8 @@
-"""The columns of an encode job's results, and chunk results checked against them.
+"""The columns of a job's results, and chunk results checked against them.
 
-``row``, ``id``, ``vector``, ``n_tokens``, ``truncated`` and ``error``, then every field of ``--keep-fields``
-as a column of its own.
+``row``, what names it, the model's value, ``n_tokens``, ``truncated`` and ``error``, then every field of
+``--keep-fields`` as a column of its own. An encode job's rows have ``id`` and ``vector``, those of a scoring job
+``query_id``, ``doc_id`` and ``score``.
 """
 
 from __future__ import annotations
@@ -9,15 +10,42 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from tasks.errors import DamagedObject, UsageError
+from tasks.options import Operation, VectorDtype
+from tasks.tables import vectors_of
 
-#: Columns that every result has; a kept field must have another name.
-RESULT_COLUMNS = ("row", "id", "vector", "n_tokens", "truncated", "error")
+
+@dataclass(frozen=True)
+class Layout:
+    """What the results of one operation have, and what people call it.
+
+    Attributes:
+        ids: the columns that name a row.
+        value: the column with what the model made of it; null in a row with an error.
+        is_vector: whether a value is several numbers, or one.
+        noun: what rows are called where a person reads of them.
+    """
+
+    ids: tuple[str, ...]
+    value: str
+    is_vector: bool
+    noun: str
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that every result has, in their order."""
+        return ("row", *self.ids, self.value, "n_tokens", "truncated", "error")
+
+
+LAYOUTS: dict[Operation, Layout] = {
+    "encode": Layout(("id",), "vector", is_vector=True, noun="rows"),
+    "score": Layout(("query_id", "doc_id"), "score", is_vector=False, noun="pairs"),
+}
 
 #: Type of a kept field -> Arrow type of its column.
 KEPT_ARROW_TYPES = {
@@ -43,18 +71,30 @@ class ResultInfo:
 
     Attributes:
         n_rows: rows in all, those with an error included.
-        dim: length of a vector.
-        vector_dtype: type of a vector's numbers.
+        dim: length of a vector; 1 for a score.
+        vector_dtype: type of a vector's numbers; float32 for a score.
         kept_types: kept field -> key of KEPT_ARROW_TYPES, in the order of the columns; empty without
             ``--keep-fields``.
         metadata: how the results were made: model, revision, digest, options, penstock version, job.
+        operation: what they are results of.
     """
 
     n_rows: int
     dim: int
-    vector_dtype: Literal["float32", "float16"]
+    vector_dtype: VectorDtype
     kept_types: dict[str, str]
     metadata: dict[str, str]
+    operation: Operation = "encode"
+
+    @property
+    def layout(self) -> Layout:
+        """The columns of these results."""
+        return LAYOUTS[self.operation]
+
+    @property
+    def value_shape(self) -> tuple[int, ...]:
+        """The shape of a value, in NumPy's sense."""
+        return (self.dim,) if self.layout.is_vector else ()
 
 
 def check_kept(names: Iterable[str]) -> None:
@@ -63,11 +103,12 @@ def check_kept(names: Iterable[str]) -> None:
     Raises:
         UsageError: a field has the name of a result column.
     """
-    taken = [name for name in names if name in RESULT_COLUMNS]
+    columns = LAYOUTS["encode"].columns  # other operations keep no fields
+    taken = [name for name in names if name in columns]
     if taken:
         raise UsageError(
             f"--keep-fields {','.join(taken)}: results have a column of that name themselves, as they have "
-            f"{', '.join(RESULT_COLUMNS)}. Rename the field in the corpus.",
+            f"{', '.join(columns)}. Rename the field in the corpus.",
             fields=taken,
         )
 
@@ -76,8 +117,8 @@ def schema_of(info: ResultInfo, *, has_vector: bool = True) -> pa.Schema:
     """Return the Arrow schema of the result columns and the kept fields, with the job's metadata."""
     types = {
         "row": pa.int64(),
-        "id": pa.string(),
-        "vector": vector_type(info),
+        **dict.fromkeys(info.layout.ids, pa.string()),
+        info.layout.value: value_type(info),
         "n_tokens": pa.int32(),
         "truncated": pa.bool_(),
         "error": pa.string(),
@@ -87,16 +128,30 @@ def schema_of(info: ResultInfo, *, has_vector: bool = True) -> pa.Schema:
     return pa.schema(types, metadata={f"penstock.{key}": value for key, value in info.metadata.items()})
 
 
-def vector_type(info: ResultInfo) -> pa.DataType:
-    """Return the Arrow type of the vector column."""
-    return pa.list_(pa.from_numpy_dtype(np.dtype(info.vector_dtype)), info.dim)
+def value_type(info: ResultInfo) -> pa.DataType:
+    """Return the Arrow type of the column with the values."""
+    number = pa.from_numpy_dtype(np.dtype(info.vector_dtype))
+    return pa.list_(number, info.dim) if info.layout.is_vector else number
+
+
+def values_of(table: pa.Table, info: ResultInfo) -> np.ndarray:
+    """Return the vectors (n_rows, dim) or scores (n_rows,) of a result table, NaN in rows with an error."""
+    if info.layout.is_vector:
+        return vectors_of(table)
+    return table[info.layout.value].combine_chunks().to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+
+
+def failures(table: pa.Table, layout: Layout) -> list[dict[str, Any]]:
+    """Return number, ids and error of the rows that failed."""
+    failed = table.select(["row", *layout.ids, "error"]).filter(table["error"].is_valid())
+    return failed.to_pylist()  # type: ignore[no-any-return]
 
 
 def check_tables(tables: Iterable[pa.Table], info: ResultInfo) -> Iterator[pa.Table]:
     """Pass chunk results on, as long as they are those that the job must have.
 
     Raises:
-        DamagedObject: rows are missing, too many, doubled or out of order, or vectors of another type.
+        DamagedObject: rows are missing, too many, doubled or out of order, or values of another type.
     """
     n_rows, last_row = 0, -1
     for table in tables:
@@ -114,13 +169,14 @@ def check_tables(tables: Iterable[pa.Table], info: ResultInfo) -> Iterator[pa.Ta
 
 
 def _conform(table: pa.Table, info: ResultInfo) -> pa.Table:
-    """Return the table with vectors of the job's type: a chunk of errors alone may have nulls of any."""
-    vectors, wanted = table["vector"], vector_type(info)
-    if vectors.type == wanted:
+    """Return the table with values of the job's type: a chunk of errors alone may have null vectors of any length."""
+    name, wanted = info.layout.value, value_type(info)
+    values = table[name]
+    if values.type == wanted:
         return table
-    if vectors.null_count < len(vectors):
-        raise DamagedObject(f"A chunk has vectors of {vectors.type}, the job has vectors of {wanted}.")
-    return table.set_column(table.column_names.index("vector"), "vector", pa.nulls(len(table), wanted))
+    if values.null_count < len(values):
+        raise DamagedObject(f"A chunk has {name}s of {values.type}, the job has {name}s of {wanted}.")
+    return table.set_column(table.column_names.index(name), name, pa.nulls(len(table), wanted))
 
 
 def cut(tables: Iterable[pa.Table], n_rows: int) -> Iterator[pa.Table]:

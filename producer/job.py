@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from producer import collect
+from producer.columns import LAYOUTS
 from producer.progress import Progress
 from producer.submission import PATIENCE_S
 from producer.writers import write_results
@@ -127,7 +128,7 @@ class Job:
     def vectors(self) -> np.ndarray:
         """Return all vectors (n_rows, dim) in the order of the rows; rows with an error are NaN."""
         status = self.status()
-        vectors = collect.stack_vectors(self._tables(status), collect.result_info(status))
+        vectors = collect.stack_values(self._tables(status), collect.result_info(status))
         self._note_collected()
         return vectors
 
@@ -140,12 +141,13 @@ class Job:
         return written
 
     def errors(self, count: int) -> list[dict[str, object]]:
-        """Return row number, id and error of the first rows that failed, as far as chunks are done."""
+        """Return row number, ids and error of the first rows that failed, as far as chunks are done."""
         if not self.status().failed_rows:
             return []
         self.check_store()
         failed = self._client.ledger.failed_chunks(self.id)[:count]
-        return collect.first_errors(collect.fetch(self._client.ledger, self._client.store, self.id, failed), count)
+        chunks = collect.fetch(self._client.ledger, self._client.store, self.id, failed)
+        return collect.first_errors(chunks, LAYOUTS[self.spec.operation], count)
 
     def cancel(self) -> str:
         """End the job; chunks in work are dropped. Returns the state that it has now."""

@@ -64,7 +64,7 @@ class LocalFile:
             write_as(file, info) as append,
         ):
             tables = check_tables(tables, info)
-            for table in note_errors(tables, errors) if errors else tables:
+            for table in note_errors(tables, info.layout, errors) if errors else tables:
                 append(table)
         has_errors = write_as is npy and errors_path.exists()
         return [self.out, *([f"{self.out}.errors.jsonl"] if has_errors else [])]

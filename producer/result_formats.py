@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import zstandard
 
-from producer.columns import ResultInfo, cut, kept_values, schema_of, with_kept_columns
+from producer.columns import ResultInfo, cut, kept_values, schema_of, values_of, with_kept_columns
 from tasks.errors import UsageError
 from tasks.tables import vectors_of
 
@@ -62,10 +62,10 @@ def npy(file: IO[bytes], info: ResultInfo) -> Iterator[Append]:
     header = {
         "descr": np.lib.format.dtype_to_descr(np.dtype(info.vector_dtype)),
         "fortran_order": False,
-        "shape": (info.n_rows, info.dim),
+        "shape": (info.n_rows, *info.value_shape),
     }
     np.lib.format.write_array_header_1_0(file, header)
-    yield lambda table: file.write(vectors_of(table).data)
+    yield lambda table: file.write(values_of(table, info).data)
 
 
 @contextmanager

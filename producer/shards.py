@@ -19,9 +19,8 @@ from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from producer.columns import ResultInfo, check_tables, cut
+from producer.columns import Layout, ResultInfo, check_tables, cut, failures
 from producer.drafts import draft_file
 from producer.result_formats import json_line, npy, parquet
 
@@ -55,7 +54,7 @@ def write_shards(tables: Iterable[pa.Table], info: ResultInfo, folder: Path, don
     shard_rows = max(1, min(SHARD_ROWS, SHARD_BYTES // _vector_bytes(info)))
     shards = []
     with draft_file(folder / ERRORS, drop_empty=True) as errors:
-        pieces = cut(note_errors(check_tables(tables, info), errors), shard_rows)
+        pieces = cut(note_errors(check_tables(tables, info), info.layout, errors), shard_rows)
         for number, first_row in enumerate(range(0, info.n_rows, shard_rows)):
             n_rows = min(shard_rows, info.n_rows - first_row)
             files = folder / f"vectors-{number:05}.npy", folder / f"rows-{number:05}.parquet"
@@ -98,12 +97,11 @@ def _write_shard(pieces: Iterator[pa.Table], info: ResultInfo, vectors: Path, ro
             n_left -= len(piece)
 
 
-def note_errors(tables: Iterable[pa.Table], file: IO[bytes]) -> Iterator[pa.Table]:
+def note_errors(tables: Iterable[pa.Table], layout: Layout, file: IO[bytes]) -> Iterator[pa.Table]:
     """Pass tables on, writing a line for each row with an error."""
     for table in tables:
         if table["error"].null_count < len(table):
-            failed = table.select(["row", "id", "error"]).filter(pc.is_valid(table["error"]))
-            file.writelines(map(json_line, failed.to_pylist()))
+            file.writelines(map(json_line, failures(table, layout)))
         yield table
 
 
