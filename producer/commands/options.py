@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -17,6 +18,14 @@ from producer.terminal import say
 from tasks.errors import PenstockError, UnknownJob, UsageError
 from tasks.redaction import redact
 from tasks.settings import Settings
+
+
+class WhenRowFails(StrEnum):
+    """What a row that cannot be processed does."""
+
+    keep = "keep"
+    fail = "fail"
+
 
 Broker = Annotated[
     str | None,
@@ -107,6 +116,38 @@ TrustRemoteCode = Annotated[
     bool | None,
     typer.Option("--trust-remote-code", help="Run Python code that the model's files bring along."),
 ]
+Template = Annotated[
+    str | None,
+    typer.Option(
+        "--template",
+        metavar="NAME|FILE",
+        help="Scoring with a causal reranker: how it is asked, a shipped template or a .toml file. "
+        "Default: by the model's hub id.",
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Embedded: slots in all. Default: one a core, capped by memory; one a GPU."),
+]
+ChunkRows = Annotated[int | None, typer.Option(metavar="N", help="Rows of a chunk at most.")]
+ChunkBytes = Annotated[int | None, typer.Option(metavar="N", help="Bytes of a chunk at most.")]
+OnError = Annotated[
+    WhenRowFails, typer.Option(help="keep: a failed row is a row with an error. fail: it fails the job.")
+]
+Report = Annotated[
+    str | None, typer.Option("--report", metavar="FILE", help="Also write the page of `penstock report`.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing --out, and an existing --report.")]
+New = Annotated[bool, typer.Option("--new", help="Make a new job, rather than continue that of the same command.")]
+Name = Annotated[str, typer.Option(help="What to call the job.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Count and estimate, submit nothing.")]
+Detach = Annotated[bool, typer.Option("--detach", help="Cluster: print the job id once all is uploaded.")]
+StdinFormat = Annotated[
+    str | None, typer.Option(metavar="EXT", help="What - holds: txt, jsonl, csv, tsv. Default: txt or jsonl.")
+]
+Reproducible = Annotated[
+    bool, typer.Option("--reproducible", help="The same row gives the same bits in any chunk and batch; slower.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job id, as `penstock jobs` lists it.")]
 
@@ -115,6 +156,21 @@ INTERRUPTED = 130
 #: Results go to stdout, everything else to stderr.
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+#: Options that are called otherwise than the settings that they set.
+_SETTINGS = {"broker": "broker_url", "store": "store_url", "cache": "cache_url", "compile_model": "compile"}
+
+
+def load_settings(options: dict[str, Any]) -> Settings:
+    """Read the settings, as the options of a command change them.
+
+    Args:
+        options: of a command, by name: its ``locals()`` before it does anything. Those that are no settings do not
+            count.
+    """
+    named = {_SETTINGS.get(name, name): value for name, value in options.items()}
+    return Settings.load(**{name: value for name, value in named.items() if name in Settings.model_fields})
 
 
 def print_json(value: Any) -> None:

