@@ -54,24 +54,24 @@ def cost(lengths: np.ndarray, *, pads: bool = True) -> int:
     return int(lengths.max()) * len(lengths) if pads else int(lengths.sum())
 
 
-def cut_blocks(texts: Sequence[str], limit: int, batch_tokens: int) -> list[np.ndarray]:
-    """Cut rows into blocks of about as many tokens, longest texts first, to be tokenised one after the other.
+def cut_blocks(n_chars: Sequence[int], limit: int, batch_tokens: int) -> list[np.ndarray]:
+    """Cut rows into blocks of about as many tokens, longest rows first, to be tokenised one after the other.
 
     A block is a quarter of the rows, so that all but the first can be tokenised while the model works, but no less than
     a batch and no more than sixteen.
 
-    Texts of like length share a block, so sorting by true length inside a block wastes hardly more padding than
+    Rows of like length share a block, so sorting by true length inside a block wastes hardly more padding than
     sorting the whole.
 
     Args:
-        texts: the rows.
+        n_chars: (n_rows,) characters of each row.
         limit: tokens of a row that the model takes at most.
         batch_tokens: the budget of a batch.
 
     Returns:
         Arrays of row numbers that together hold every row once.
     """
-    n_tokens = np.array([min(len(text) // CHARS_PER_TOKEN + 1, limit) for text in texts], np.int64)
+    n_tokens = np.minimum(np.array(n_chars, np.int64) // CHARS_PER_TOKEN + 1, limit)
     order = np.argsort(-n_tokens, kind="stable")
     block_tokens = max(batch_tokens, min(MOST_BATCHES * batch_tokens, int(n_tokens.sum()) // LEAST_BLOCKS))
     blocks = (np.cumsum(n_tokens[order]) - n_tokens[order]) // block_tokens

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -66,16 +67,16 @@ def run_batches(
             waiting = [rest[rows] for rows in plan_batches(lengths[rest], budget.tokens, pads=pads)][::-1]
             continue
         on_batch(tokens)
-        output = _try(lambda: run(batch))  # noqa: B023 - called at once
-        if output is None:
-            log.warning("No memory for a batch", extra={"action": "split", "rows": len(batch), "tokens": tokens})
-            budget.lower()
-            if len(batch) > 1:
+        if len(batch) == 1:
+            output = run_patiently(partial(run, batch), budget)
+        else:
+            output = _try(partial(run, batch))
+            if output is None:
+                log.warning("No memory for a batch", extra={"action": "split", "rows": len(batch), "tokens": tokens})
+                budget.lower()
                 half = len(batch) // 2
                 waiting += [batch[half:], batch[:half]]
                 continue
-            time.sleep(PAUSE_S)  # somebody else may have needed the memory for a moment
-            output = _try(lambda: run(batch))  # noqa: B023 - called at once
         if output is not None:
             budget.passed(tokens)
         yield Ran(batch, tokens, output)
@@ -86,8 +87,9 @@ def run_patiently(run: Callable[[], T], budget: TokenBudget) -> T | None:
     output = _try(run)
     if output is not None:
         return output
+    log.warning("No memory for what cannot be halved", extra={"action": "retry"})
     budget.lower()
-    time.sleep(PAUSE_S)
+    time.sleep(PAUSE_S)  # somebody else may have needed the memory for a moment
     return _try(run)
 
 

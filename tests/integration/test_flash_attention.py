@@ -19,7 +19,8 @@ from transformers import PreTrainedModel, modeling_flash_attention_utils
 from tests.tiny_models import WORDS, tiny_bert
 from workers.engines import attention
 from workers.engines.attention import is_unpadded, use_flash_attention
-from workers.engines.features import NO_LIMIT, features_of
+from workers.engines.blocks import NO_LIMIT
+from workers.engines.features import features_of
 
 TEXTS = [" ".join(WORDS[(i + j) % len(WORDS)] for j in range(i)) for i in (1, 9, 4, 30, 2)]
 

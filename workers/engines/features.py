@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,26 +19,7 @@ from sentence_transformers.base.modules import Transformer
 
 from tasks.errors import ModelNotFound
 from workers.clipping import tokenise_clipped
-
-#: A model that names no limit reports a huge one; no text is clipped for it.
-NO_LIMIT = 10_000_000
-
-
-@dataclass
-class Prepared:
-    """Texts that are ready to be batched.
-
-    Attributes:
-        lengths: (n_rows,) tokens that are fed, special tokens included.
-        truncated: (n_rows,) whether the text had more.
-        rows: what ``batch`` needs of each row.
-        extra: what the model's preprocessing adds to every batch.
-    """
-
-    lengths: np.ndarray
-    truncated: np.ndarray
-    rows: Sequence[Any]
-    extra: dict[str, Any]
+from workers.engines.blocks import NO_LIMIT, Prepared
 
 
 class Features(Protocol):
