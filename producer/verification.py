@@ -39,14 +39,12 @@ class Sample:
 
     Attributes:
         rows: (n,) texts, or pairs.
-        row_numbers: (n,) their places in the job.
         values: (n, dim) the job's vectors or scores.
         queries: (n,) the query of each pair; empty strings for texts.
         documents: (n,) likewise.
     """
 
     rows: list[Any]
-    row_numbers: np.ndarray
     values: np.ndarray
     queries: list[str]
     documents: list[str]
@@ -72,7 +70,6 @@ def draw(ledger: Ledger, store: Store, spec: JobSpec, *, size: int, seed: int) -
             parts.append(_draw_from(ledger, store, spec, blocks, chunk, -(-missing // (len(chunks) - i)), choice))
     sample = Sample(
         rows=list(itertools.chain.from_iterable(part.rows for part in parts)),
-        row_numbers=np.concatenate([part.row_numbers for part in parts]),
         values=np.concatenate([part.values for part in parts]),
         queries=list(itertools.chain.from_iterable(part.queries for part in parts)),
         documents=list(itertools.chain.from_iterable(part.documents for part in parts)),
@@ -104,7 +101,6 @@ def _draw_from(  # noqa: PLR0913 - where from, and how much
     )
     return Sample(
         rows=[inputs.rows[i] for i in chosen],
-        row_numbers=result["row"].to_numpy()[chosen],
         values=values[chosen],
         queries=[queries[i] for i in chosen],
         documents=[documents[i] for i in chosen],
