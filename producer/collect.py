@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from producer.columns import Layout, ResultInfo, failures, values_of
+from producer.ranking import rank, warn_of_failed
 from producer.submission import PATIENCE_S
 from tasks import keys, tables
 from tasks.errors import DamagedObject, JobFailed
@@ -141,6 +142,7 @@ def result_info(status: JobStatus) -> ResultInfo:
             "options": spec.options.model_dump_json(),
         },
         operation=spec.operation,
+        name=spec.name,
     )
 
 
@@ -155,6 +157,18 @@ def stack_values(chunks: Iterable[pa.Table], info: ResultInfo) -> np.ndarray:
         values[row : row + table.num_rows] = values_of(table, info)
         row += table.num_rows
     return values
+
+
+def rankings(chunks: Iterable[pa.Table], top_k: int | None) -> dict[str, list[tuple[str, float]]]:
+    """Return the ranked documents of each query, with their scores: the whole result in memory."""
+    found = {}
+    n_failed = 0
+    for ranking in rank(chunks, top_k):
+        n_failed += len(ranking.failed)
+        scores = ranking.best["score"].to_pylist()
+        found[ranking.query_id] = list(zip(ranking.best["doc_id"].to_pylist(), scores, strict=True))
+    warn_of_failed(n_failed)
+    return found
 
 
 def first_errors(chunks: Iterable[pa.Table], layout: Layout, count: int) -> list[dict[str, object]]:

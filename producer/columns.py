@@ -77,6 +77,7 @@ class ResultInfo:
             ``--keep-fields``.
         metadata: how the results were made: model, revision, digest, options, penstock version, job.
         operation: what they are results of.
+        name: what the job is called.
     """
 
     n_rows: int
@@ -85,6 +86,7 @@ class ResultInfo:
     kept_types: dict[str, str]
     metadata: dict[str, str]
     operation: Operation = "encode"
+    name: str = ""
 
     @property
     def layout(self) -> Layout:
@@ -124,7 +126,7 @@ def schema_of(info: ResultInfo, *, has_vector: bool = True) -> pa.Schema:
         "error": pa.string(),
     } | {name: KEPT_ARROW_TYPES[kind] for name, kind in info.kept_types.items()}
     if not has_vector:
-        del types["vector"]
+        types.pop("vector", None)
     return pa.schema(types, metadata={f"penstock.{key}": value for key, value in info.metadata.items()})
 
 

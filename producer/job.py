@@ -11,13 +11,15 @@ import numpy as np
 import pyarrow as pa
 
 from producer import collect
-from producer.columns import LAYOUTS
+from producer.columns import LAYOUTS, check_tables
+from producer.extensions import check_top_k
 from producer.progress import Progress
 from producer.submission import PATIENCE_S
 from producer.writers import write_results
 from tasks import delivery, keys, manifest, tables
 from tasks.errors import BrokerDenied, BrokerFull, DamagedObject, JobRefused, UnknownJob, UsageError
 from tasks.messages import JobSpec
+from tasks.options import Operation
 from tasks.records import JobStatus, Recorded
 from tasks.recovery import rebuild
 from tasks.retrying import retry_transient
@@ -35,7 +37,7 @@ LONELY_S = 10.0
 
 
 class Job:
-    """One submission. Get it from ``Client.encode`` or ``Client.job``."""
+    """One submission. Get it from ``Client.encode``, ``Client.score`` or ``Client.job``."""
 
     def __init__(self, client: Client, spec: JobSpec) -> None:
         self._client = client
@@ -98,8 +100,8 @@ class Job:
     def _say_what_lacks(self, shown: Progress, status: JobStatus, slots: list[SlotStatus]) -> None:
         if status.state == "submitting":
             shown.say_once(
-                f"Not all of job {self.id} is uploaded. If its client is gone, the same `penstock encode` command "
-                "goes on."
+                f"Not all of job {self.id} is uploaded. If its client is gone, the same `penstock "
+                f"{self.spec.operation}` command goes on."
             )
         if all(slot.state == "drained" for slot in slots):
             shown.say_once(f"No live worker serves {self.spec.model}. {self._client.how_to_start(self.spec)}")
@@ -120,22 +122,59 @@ class Job:
     def results(self) -> Iterator[pa.Table]:
         """Yield the results chunk by chunk, in the order of the rows.
 
-        A result that is damaged or missing is computed again, here as in ``vectors`` and ``collect``.
+        A result that is damaged or missing is computed again, here as in all that reads results.
         """
         yield from self._tables(self.status())
         self._note_collected()
 
     def vectors(self) -> np.ndarray:
-        """Return all vectors (n_rows, dim) in the order of the rows; rows with an error are NaN."""
-        status = self.status()
-        vectors = collect.stack_values(self._tables(status), collect.result_info(status))
-        self._note_collected()
-        return vectors
+        """Return all vectors (n_rows, dim) in the order of the rows; rows with an error are NaN.
 
-    def collect(self, out: str, *, overwrite: bool = False) -> list[str]:
-        """Write the results to a file or folder, streaming. Returns what was written."""
+        Raises:
+            UsageError: it is a scoring job.
+        """
+        self._check_operation("encode", "no vectors: see scores() and rankings()")
+        return self._values()
+
+    def scores(self) -> np.ndarray:
+        """Return all scores (n_pairs,) float32 in the order of the pairs; pairs with an error are NaN.
+
+        Raises:
+            UsageError: it is an encode job.
+        """
+        self._check_operation("score", "no scores: see vectors()")
+        return self._values()
+
+    def rankings(self, top_k: int | None = None) -> dict[str, list[tuple[str, float]]]:
+        """Return each query's documents with their scores, the best first, all in memory.
+
+        Equal scores are in the order of the document ids, and of equal pairs the first counts. Pairs with an error
+        are left out; a warning says how many.
+
+        Args:
+            top_k: documents of a query at most.
+
+        Raises:
+            UsageError: it is an encode job, or the pairs of a query do not stand together.
+        """
+        self._check_operation("score", "no rankings: see vectors()")
+        check_top_k(top_k, self.spec.operation)
         status = self.status()
-        written = write_results(self._tables(status), collect.result_info(status), out, overwrite=overwrite)
+        found = collect.rankings(check_tables(self._tables(status), collect.result_info(status)), top_k)
+        self._note_collected()
+        return found
+
+    def collect(self, out: str, *, top_k: int | None = None, overwrite: bool = False) -> list[str]:
+        """Write the results to a file or folder, streaming. Returns what was written.
+
+        Args:
+            out: a path or URL, whose extension names the format, or a folder of shards with a slash at its end.
+            top_k: of a scoring job: the best so many pairs of each query.
+            overwrite: replace what is there.
+        """
+        status = self.status()
+        info = collect.result_info(status)
+        written = write_results(self._tables(status), info, out, top_k=top_k, overwrite=overwrite)
         # Only now: until the file has its name, the store holds the only copy.
         self._note_collected()
         return written
@@ -182,6 +221,16 @@ class Job:
                 job=self.id,
             )
 
+    def _check_operation(self, operation: Operation, otherwise: str) -> None:
+        if self.spec.operation != operation:
+            raise UsageError(f"Job {self.id} is of the operation {self.spec.operation}, and has {otherwise}.")
+
+    def _values(self) -> np.ndarray:
+        status = self.status()
+        values = collect.stack_values(self._tables(status), collect.result_info(status))
+        self._note_collected()
+        return values
+
     def _note_collected(self) -> None:
         if not self.status().failed_rows:  # failed rows may be retried
             self._client.note_collected(self.id)
@@ -213,7 +262,7 @@ class Job:
         except DamagedObject as exc:
             raise DamagedObject(
                 f"The result of chunk {chunk} of job {self.id} is damaged, and its input {path} is missing or "
-                "damaged too. The same `penstock encode` command with --new does all of it again.",
+                f"damaged too. The same `penstock {self.spec.operation}` command with --new does all of it again.",
                 key=path,
             ) from exc
 

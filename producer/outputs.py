@@ -8,13 +8,13 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 import pyarrow as pa
 
 from producer.columns import ResultInfo, check_tables
 from producer.drafts import check_draft, draft_file, draft_folder
-from producer.result_formats import format_of, npy
+from producer.extensions import Format
 from producer.shards import is_shard_file, note_errors, write_shards
 from tasks.errors import OutputExists, UsageError
 
@@ -31,42 +31,46 @@ class Output(Protocol):
 
 @dataclass(frozen=True)
 class LocalFile:
-    """One file in the format of its extension; beside a .npy with error rows, their list.
+    """One file; beside one that cannot say which rows have an error, their list if there are any.
 
     Attributes:
         out: as the user wrote it.
         path: the same, absolute and without symbolic links.
+        format: of the file.
+        top_k: how many pairs of each query; all if None.
     """
 
     out: str
     path: Path
+    format: Format[Any]
+    top_k: int | None
 
     def check(self, *, overwrite: bool) -> None:
-        """Look at the extension, the parent folder and what is there.
+        """Look at the parent folder and what is there.
 
         Raises:
-            UsageError: an unknown extension, or a parent folder that is missing or not writable.
+            UsageError: the parent folder is missing or not writable.
             OutputExists: the file is there, and not to be replaced.
         """
-        format_of(self.path.name)
         check_name(self.out, self.path)
         check_parent(self.out, self.path)
         if self.path.exists() and not overwrite:
             raise exists(self.out)
 
     def write(self, tables: Iterable[pa.Table], info: ResultInfo) -> list[str]:
-        """Write the file. A list of errors that an older .npy left is replaced or removed with it."""
-        write_as = format_of(self.path.name)
+        """Write the file. A list of errors that an older file left is replaced or removed with it."""
         errors_path = errors_beside(self.path)
         with (
-            _errors_of(errors_path) if write_as is npy else nullcontext() as errors,
+            _errors_of(errors_path) if self.format.lists_errors else nullcontext() as errors,
             draft_file(self.path) as file,
-            write_as(file, info) as append,
+            self.format.open(file, info) as append,
         ):
             tables = check_tables(tables, info)
-            for table in note_errors(tables, info.layout, errors) if errors else tables:
-                append(table)
-        has_errors = write_as is npy and errors_path.exists()
+            if errors:
+                tables = note_errors(tables, info.layout, errors)
+            for item in self.format.arrange(tables, self.top_k):
+                append(item)
+        has_errors = self.format.lists_errors and errors_path.exists()
         return [self.out, *([f"{self.out}.errors.jsonl"] if has_errors else [])]
 
 
@@ -77,10 +81,12 @@ class LocalFolder:
     Attributes:
         out: as the user wrote it.
         path: the same, absolute and without symbolic links.
+        top_k: how many pairs of each query; all if None.
     """
 
     out: str
     path: Path
+    top_k: int | None
 
     def check(self, *, overwrite: bool) -> None:
         """Look at the parent folder and what is there.
@@ -106,7 +112,7 @@ class LocalFolder:
         """Write the shards in a folder beside it, which then takes its name."""
         names: list[str] = []
         with draft_folder(self.path) as draft:
-            write_shards(tables, info, draft, lambda file: names.append(file.name))
+            write_shards(tables, info, draft, self.top_k, lambda file: names.append(file.name))
         return [f"{self.out.rstrip('/')}/{name}" for name in names]
 
     def _check_content(self, *, overwrite: bool) -> None:
@@ -145,7 +151,7 @@ def no_name(out: str, exc: Exception, option: str = "--out") -> UsageError:
 
 
 def errors_beside(path: Path) -> Path:
-    """Return the path of the list of errors beside a .npy file."""
+    """Return the path of the list of errors beside a file."""
     return path.parent / f"{path.name}.errors.jsonl"
 
 

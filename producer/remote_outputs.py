@@ -8,14 +8,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
+from typing import Any
 
 import obstore
 import pyarrow as pa
 from obstore.exceptions import BaseError
 
 from producer.columns import ResultInfo
+from producer.extensions import Format
 from producer.outputs import LocalFile, check_name, errors_beside, exists
-from producer.result_formats import format_of
 from producer.shards import MANIFEST, is_shard_file, write_shards
 from tasks.errors import StoreUnavailable
 from tasks.object_store import connect
@@ -30,23 +31,26 @@ MAX_PARTS = 10_000
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One object in the format of its extension; beside a .npy with error rows, their list.
+    """One object; beside one that cannot say which rows have an error, their list if there are any.
 
     Attributes:
         out: URL of the object.
+        format: of the object.
+        top_k: how many pairs of each query; all if None.
     """
 
     out: str
+    format: Format[Any]
+    top_k: int | None
 
     def check(self, *, overwrite: bool) -> None:
-        """Look at the extension and at what is there.
+        """Look at the name and at what is there.
 
         Raises:
-            UsageError: an unknown extension, or a name too long for the file that is uploaded.
+            UsageError: the name is too long for the file that is uploaded.
             OutputExists: the object is there, and not to be replaced.
             StoreUnavailable: the store cannot be asked.
         """
-        format_of(self._name)
         check_name(self.out, Path(gettempdir()) / self._name)
         if Prefix(self._folder).has(self._name) and not overwrite:
             raise exists(self.out)
@@ -56,11 +60,12 @@ class RemoteFile:
         prefix = Prefix(self._folder)
         with TemporaryDirectory(prefix="penstock-") as drafts:
             path = Path(drafts) / self._name
-            names = [Path(written).name for written in LocalFile(str(path), path).write(tables, info)]
+            local = LocalFile(str(path), path, self.format, self.top_k)
+            names = [Path(written).name for written in local.write(tables, info)]
             for name in names:
                 prefix.upload(path.with_name(name))
         old_errors = errors_beside(path).name
-        if path.suffix == ".npy" and old_errors not in names:
+        if self.format.lists_errors and old_errors not in names:
             prefix.remove([old_errors])
         return [f"{self._folder}{name}" for name in names]
 
@@ -79,9 +84,11 @@ class RemoteFolder:
 
     Attributes:
         out: URL of the prefix, with a slash at its end.
+        top_k: how many pairs of each query; all if None.
     """
 
     out: str
+    top_k: int | None
 
     def check(self, *, overwrite: bool) -> None:
         """Look at what is there.
@@ -112,7 +119,7 @@ class RemoteFolder:
 
         try:
             with TemporaryDirectory(prefix="penstock-") as drafts:
-                write_shards(tables, info, Path(drafts), ship)
+                write_shards(tables, info, Path(drafts), self.top_k, ship)
         except BaseException:
             with suppress(StoreUnavailable):
                 prefix.remove(names)

@@ -1,33 +1,29 @@
-"""File formats of results. Each turns an open file into a function that appends a chunk's table to it.
+"""File formats of rows. Each turns an open file into a function that appends a chunk's table to it.
 
 ========== ==========================================================================
-.npy       the vectors alone, (n_rows, dim); a row with an error is NaN
+.npy       the vectors (n_rows, dim) or scores (n_rows,) alone; a row with an error is NaN
 .parquet   all columns; zstd, row groups of bounded size
 .arrow     all columns; Arrow IPC file, uncompressed so that it can be memory-mapped
-.jsonl     an object a row; also .jsonl.gz and .jsonl.zst
+.jsonl     an object a row, with its vector
 ========== ==========================================================================
 """
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import IO, Any
+from contextlib import contextmanager
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import zstandard
 
 from producer.columns import ResultInfo, cut, kept_values, schema_of, values_of, with_kept_columns
-from tasks.errors import UsageError
+from producer.json_lines import number_texts, to_json
 from tasks.tables import vectors_of
 
 Append = Callable[[pa.Table], object]
-Format = Callable[[IO[bytes], ResultInfo], AbstractContextManager[Append]]
 
 #: A Parquet row group is written once it has so many rows or bytes: whichever comes first bounds the memory.
 ROW_GROUP_ROWS = 100_000
@@ -35,25 +31,6 @@ ROW_GROUP_BYTES = 64 * 2**20
 
 #: Rows whose numbers are text at one time: some 5 MB at 384 numbers a vector.
 JSONL_ROWS = 1_000
-
-#: zlib's own default. Level 9, Python's, takes three times as long for files 2% smaller (384 random numbers a row).
-GZIP_LEVEL = 6
-
-
-def format_of(name: str) -> Format:
-    """Return the format that a file name's extension stands for.
-
-    Raises:
-        UsageError: the extension is unknown.
-    """
-    for extension, write_as in FORMATS.items():
-        if name.endswith(extension):
-            return write_as
-    raise UsageError(
-        f"--out {name}: no format has that extension. Known are {', '.join(FORMATS)}; "
-        "or a folder, with a slash at its end.",
-        name=name,
-    )
 
 
 @contextmanager
@@ -120,42 +97,6 @@ def jsonl(file: IO[bytes], info: ResultInfo) -> Iterator[Append]:
     yield lambda table: [file.write(_json_lines(piece, info)) for piece in cut([table], JSONL_ROWS)]
 
 
-@contextmanager
-def jsonl_gz(file: IO[bytes], info: ResultInfo) -> Iterator[Append]:
-    """Write lines through gzip, without a time in the header: the same results are the same bytes."""
-    with (
-        gzip.GzipFile("", "wb", GZIP_LEVEL, file, mtime=0) as packed,
-        jsonl(packed, info) as append,  # type: ignore[arg-type]
-    ):
-        yield append
-
-
-@contextmanager
-def jsonl_zst(file: IO[bytes], info: ResultInfo) -> Iterator[Append]:
-    """Write lines through zstd."""
-    packer = zstandard.ZstdCompressor(write_checksum=True)
-    with packer.stream_writer(file, closefd=False) as packed, jsonl(packed, info) as append:
-        yield append
-
-
-#: Extension of a file name -> its format.
-FORMATS: dict[str, Format] = {
-    ".npy": npy,
-    ".parquet": parquet,
-    ".arrow": arrow,
-    ".jsonl": jsonl,
-    ".jsonl.gz": jsonl_gz,
-    ".jsonl.zst": jsonl_zst,
-}
-
-_to_json = json.JSONEncoder(ensure_ascii=False).encode
-
-
-def json_line(values: dict[str, Any]) -> bytes:
-    """Return one line of JSON in UTF-8."""
-    return f"{_to_json(values)}\n".encode()
-
-
 def _json_lines(table: pa.Table, info: ResultInfo) -> bytes:
     heads = table.select(["row", "id"]).to_pylist()
     tails = table.select(["n_tokens", "truncated", "error"]).to_pylist()
@@ -163,31 +104,16 @@ def _json_lines(table: pa.Table, info: ResultInfo) -> bytes:
     lines = []
     for index, (head, vector, tail) in enumerate(zip(heads, _vector_texts(table), tails, strict=True)):
         tail.update((name, values[index]) for name, values in kept.items())
-        lines.append(f'{_to_json(head)[:-1]}, "vector": {vector}, {_to_json(tail)[1:]}\n')
+        lines.append(f'{to_json(head)[:-1]}, "vector": {vector}, {to_json(tail)[1:]}\n')
     return "".join(lines).encode()
 
 
 def _vector_texts(table: pa.Table) -> list[str]:
-    """Return each row's vector as JSON, ``null`` where there is none.
-
-    Arrow prints the shortest decimal that is read back as the same float32, in 100 ns a number: a fifth of what
-    ``json`` takes for the same numbers as doubles, with 60% of the characters.
-    """
+    """Return each row's vector as JSON, ``null`` where there is none."""
     vectors = vectors_of(table).astype(np.float32, copy=False)  # (n_rows, dim)
     n_rows, dim = vectors.shape
     starts = pa.array(np.arange(n_rows + 1, dtype=np.int32) * dim, pa.int32())
-    lists = pa.ListArray.from_arrays(starts, _number_texts(vectors.reshape(-1)))
+    lists = pa.ListArray.from_arrays(starts, number_texts(vectors.reshape(-1)))
     has_vector = table["vector"].is_valid().to_pylist()
     texts = pc.binary_join(lists, ", ").to_pylist()
     return [f"[{text}]" if there else "null" for text, there in zip(texts, has_vector, strict=True)]
-
-
-def _number_texts(numbers: np.ndarray) -> pa.Array:
-    """Return float32 numbers as JSON: null for what JSON cannot say, and -0.0, not the integer -0."""
-    texts = pa.array(numbers).cast(pa.string())
-    is_finite = np.isfinite(numbers)
-    is_minus_zero = (numbers == 0) & np.signbit(numbers)
-    if is_finite.all() and not is_minus_zero.any():
-        return texts
-    texts = pc.if_else(pa.array(is_minus_zero), "-0.0", texts)
-    return pc.if_else(pa.array(is_finite), texts, "null")

@@ -2,6 +2,7 @@
 
 ========================================================= =============================================
 ``x.npy`` ``x.parquet`` ``x.arrow`` ``x.jsonl[.gz,.zst]`` one file
+``x.trec[.gz,.zst]`` ``x.run[.gz,.zst]``                  one file with the rankings of a scoring job
 ``results/``, or an existing folder                       shards with a manifest
 ``s3://bucket/x.parquet``, also ``gs://`` and ``az://``   the same file, uploaded
 ``s3://bucket/results/``                                  the same shards, each uploaded when it is whole
@@ -20,10 +21,12 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 
 from producer.columns import ResultInfo, check_kept
+from producer.extensions import check_top_k, format_of
 from producer.outputs import LocalFile, LocalFolder, Output, no_name
 from producer.remote_outputs import RemoteFile, RemoteFolder
 from tasks.errors import UsageError
 from tasks.object_store import SCHEMES as OBJECT_SCHEMES
+from tasks.options import Operation
 
 __all__ = ["ResultInfo", "check_kept", "check_out", "write_results"]
 
@@ -31,49 +34,62 @@ __all__ = ["ResultInfo", "check_kept", "check_out", "write_results"]
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def check_out(out: str, *, overwrite: bool) -> None:
+def check_out(out: str, *, operation: Operation = "encode", top_k: int | None = None, overwrite: bool) -> None:
     """Find out before a job is submitted whether its results can be written.
 
+    Args:
+        out: a file, a folder or a URL; see above.
+        operation: the job's.
+        top_k: how many pairs of each query are wanted; all if None.
+        overwrite: replace what is there.
+
     Raises:
-        UsageError: an unknown extension or scheme, or a parent folder that is missing or not writable.
+        UsageError: an unknown extension or scheme, a parent folder that is missing or not writable, or a top_k that
+            does not go with it.
         OutputExists: there is something already, and overwrite is not set.
         StoreUnavailable: the object store cannot be asked.
     """
-    _output(out).check(overwrite=overwrite)
+    _output(out, operation, top_k).check(overwrite=overwrite)
 
 
-def write_results(tables: Iterable[pa.Table], info: ResultInfo, out: str, *, overwrite: bool) -> list[str]:
+def write_results(
+    tables: Iterable[pa.Table], info: ResultInfo, out: str, *, top_k: int | None = None, overwrite: bool
+) -> list[str]:
     """Write chunk results to out, one table at a time, and return the paths or URLs written.
 
     Args:
         tables: results as in tasks.tables, in the order of the rows.
         info: what they are together.
         out: a file, a folder or a URL; see above.
+        top_k: the best so many pairs of each query, ranked, rather than all in the order of the job.
         overwrite: replace what is there.
 
     Raises:
-        UsageError: as check_out and check_kept; or the disk is full.
+        UsageError: as check_out, check_kept and ``ranking.rank``; an id cannot be in a run; or the disk is full.
         DamagedObject: the tables are not what info says. Nothing is written.
         StoreUnavailable: the object store failed.
     """
     check_kept(info.kept_types)
-    output = _output(out)
+    output = _output(out, info.operation, top_k)
     output.check(overwrite=overwrite)
     with _telling_full_disk(out):
         return output.write(tables, info)
 
 
-def _output(out: str) -> Output:
+def _output(out: str, operation: Operation, top_k: int | None) -> Output:
     """Return the place that out names."""
+    check_top_k(top_k, operation)
     if "://" in out and not out.startswith("file://"):
-        return _remote_output(out)
+        return _remote_output(out, operation, top_k)
     name = _path_of(out) if "://" in out else out
     try:
         path = Path(name).resolve()
         is_folder = name.endswith("/") or path.is_dir()
     except (OSError, RuntimeError, ValueError) as exc:  # too long, a loop of links, or a NUL in it
         raise no_name(out, exc) from exc
-    return LocalFolder(out, path) if is_folder else LocalFile(out, path)
+    if is_folder:
+        return LocalFolder(out, path, top_k)
+    return LocalFile(out, path, format_of(path.name, operation, top_k), top_k)
 
 
 def _path_of(url: str) -> str:
@@ -86,13 +102,15 @@ def _path_of(url: str) -> str:
     return unquote(parts.path)
 
 
-def _remote_output(url: str) -> Output:
+def _remote_output(url: str, operation: Operation, top_k: int | None) -> Output:
     scheme, _, rest = url.partition("://")
     bucket, _, key = rest.partition("/")
     if scheme not in OBJECT_SCHEMES or not bucket or not (key or url.endswith("/")):
         known = ", ".join(f"{scheme}://" for scheme in OBJECT_SCHEMES)
         raise UsageError(f"--out {url}: not a bucket and a name after one of {known}.", out=url)
-    return RemoteFolder(url) if url.endswith("/") else RemoteFile(url)
+    if url.endswith("/"):
+        return RemoteFolder(url, top_k)
+    return RemoteFile(url, format_of(key.rpartition("/")[2], operation, top_k), top_k)
 
 
 @contextmanager

@@ -1,0 +1,133 @@
+"""Pairs of query and document, ranked one query at a time.
+
+A query's pairs stand together in the order of the job, so what is in memory is one query (some 100 bytes a pair and
+its ids), and the id of every query that passed (some 150 bytes each), by which one that comes back is noticed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tasks.errors import UsageError
+
+log = logging.getLogger(__name__)
+
+#: The best first; equal scores by document id, byte by byte, so that the same scores give the same ranking.
+_ORDER = [("score", "descending"), ("doc_id", "ascending")]
+
+
+class Ranking(NamedTuple):
+    """The pairs of one query, with the columns of a result.
+
+    Attributes:
+        query_id: the query's.
+        best: the pairs with a score, ranked.
+        failed: those with an error, in the order of the job.
+    """
+
+    query_id: str
+    best: pa.Table
+    failed: pa.Table
+
+
+def rank(tables: Iterable[pa.Table], top_k: int | None) -> Iterator[Ranking]:
+    """Rank the pairs of each query, queries in the order of the job. Of equal pairs, the first counts.
+
+    Args:
+        tables: results of a scoring job.
+        top_k: how many of the ranked pairs are kept; all if None.
+
+    Raises:
+        UsageError: a query comes back after another one.
+    """
+    n_doubled = 0
+    for pairs in _queries(tables):
+        distinct = _first_of_each(pairs)
+        n_doubled += len(pairs) - len(distinct)
+        yield _ranked(distinct, top_k)
+    if n_doubled:
+        log.warning(
+            "%d pairs came more than once; the first of each is ranked", n_doubled, extra={"action": "drop doubles"}
+        )
+
+
+def best_rows(tables: Iterable[pa.Table], top_k: int | None) -> Iterator[pa.Table]:
+    """Pass results on as they are; with top_k, the best pairs of each query, and a warning of how many failed."""
+    if top_k is None:
+        yield from tables
+        return
+    n_failed = 0
+    for ranking in rank(tables, top_k):
+        n_failed += len(ranking.failed)
+        yield ranking.best
+    warn_of_failed(n_failed)
+
+
+def warn_of_failed(n_failed: int) -> None:
+    """Say how many pairs have no place in a ranking, if any."""
+    if n_failed:
+        log.warning(
+            "%d pairs have an error and are in no ranking; `penstock status` names them",
+            n_failed,
+            extra={"action": "drop errors"},
+        )
+
+
+def _queries(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Yield all pairs of each query, which chunks may have cut apart."""
+    begun: dict[str, int] = {}  # query -> its first row
+    held: list[pa.Table] = []
+    current = None
+    for piece in _runs(tables):
+        query, row = piece["query_id"][0].as_py(), piece["row"][0].as_py()
+        if held and query != current:
+            yield pa.concat_tables(held)
+            held.clear()
+        if query != current and begun.setdefault(query, row) != row:
+            raise _comes_back(query, begun[query], row)
+        current = query
+        held.append(piece)
+    if held:
+        yield pa.concat_tables(held)
+
+
+def _runs(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Cut tables where the query changes."""
+    for table in tables:
+        ids = table["query_id"].combine_chunks()
+        changes = np.flatnonzero(pc.not_equal(ids[1:], ids[:-1])) + 1
+        starts = [0, *changes.tolist(), len(table)]
+        for start, stop in itertools.pairwise(starts):
+            if stop > start:
+                yield table.slice(start, stop - start)
+
+
+def _comes_back(query: str, first: int, row: int) -> UsageError:
+    return UsageError(
+        f"Query {query[:80]!r} begins at row {first}, and comes back at row {row} after other queries: its pairs are "
+        "ranked only if they stand together. Sort the pairs by query and score them again, or collect all pairs "
+        "without --top-k as .parquet, .arrow or .npy.",
+        query=query,
+        rows=[first, row],
+    )
+
+
+def _first_of_each(pairs: pa.Table) -> pa.Table:
+    """Return the pairs of one query without those whose document came before."""
+    codes = pairs["doc_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+    firsts = np.unique(codes, return_index=True)[1]
+    return pairs if len(firsts) == len(pairs) else pairs.take(np.sort(firsts))
+
+
+def _ranked(pairs: pa.Table, top_k: int | None) -> Ranking:
+    has_score = pc.fill_null(pc.is_finite(pairs["score"]), fill_value=False)
+    best = pairs.filter(has_score)
+    order = pc.sort_indices(best, sort_keys=_ORDER)[:top_k]
+    return Ranking(pairs["query_id"][0].as_py(), best.take(order), pairs.filter(pc.invert(has_score)))
