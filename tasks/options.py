@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -12,6 +13,7 @@ from tasks.errors import UsageError
 LINE_PATTERN = r"^[^\x00-\x1f\x7f]*$"
 #: What stands in a template for the texts of a pair.
 INSTRUCTION, QUERY, DOCUMENT = "{instruction}", "{query}", "{document}"
+_PLACE = re.compile("|".join(map(re.escape, (INSTRUCTION, QUERY, DOCUMENT))))
 
 Line = Annotated[str, Field(pattern=LINE_PATTERN, max_length=256)]
 Text = Annotated[str, Field(max_length=100_000)]
@@ -105,6 +107,7 @@ class Template(Message):
         models: hub ids of the models that were trained with it.
         source: where it was published.
         instruction: what the models are told to judge by, unless the job says otherwise.
+        instruction_line: what stands for ``{instruction}`` where there is an instruction; without one it is nothing.
         parts: the prompt in pieces that are tokenised one by one, as the source does. ``{document}`` ends one of them,
             so that truncation takes the document's end.
         adds_special_tokens: whether the tokenizer puts its first token (``<bos>``) before the prompt.
@@ -118,6 +121,7 @@ class Template(Message):
     models: tuple[Line, ...] = ()
     source: Line
     instruction: Text
+    instruction_line: Text = INSTRUCTION
     parts: Annotated[tuple[Text, ...], Field(min_length=1, max_length=16)]
     adds_special_tokens: bool = False
     positive: Line
@@ -138,6 +142,29 @@ class Template(Message):
         if (self.negative is None) != (self.formula == "logit"):
             raise ValueError("negative is for the formulas probability and difference, which need it")
         return self
+
+    @model_validator(mode="after")
+    def _renders_example(self) -> Template:
+        example = self.example
+        if example and "".join(self.render(example.query, example.document, example.instruction)) != example.prompt:
+            raise ValueError("example.prompt is not what the parts make of the example's texts")
+        return self
+
+    def render(self, query: str, document: str, instruction: str | None = None) -> tuple[str, ...]:
+        """Return the parts with the texts of a pair in them. It is one pass, so that braces in a text stay.
+
+        Args:
+            query: of the pair.
+            document: of the pair.
+            instruction: of the job; the template's own if None, and none at all if empty.
+        """
+        told = self.instruction if instruction is None else instruction
+        texts = {
+            INSTRUCTION: self.instruction_line.replace(INSTRUCTION, told) if told else "",
+            QUERY: query,
+            DOCUMENT: document,
+        }
+        return tuple(_PLACE.sub(lambda place: texts[place[0]], part) for part in self.parts)
 
 
 class ScoreOptions(Options):
