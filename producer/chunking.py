@@ -1,4 +1,4 @@
-"""Cutting a stream of rows into chunks, and the types of what they keep.
+"""Cutting a stream of rows, or of pairs, into chunks, and the types of what rows keep.
 
 The same rows with the same limits give the same chunks, so a command run again finds those of the first.
 """
@@ -9,9 +9,12 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+import pyarrow as pa
 
 from producer.rows import Row
+from tasks import keys, tables
 
 #: Ints that fit into int64.
 _INT64 = range(-(2**63), 2**63)
@@ -34,7 +37,12 @@ _to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 #: many bytes: some half a second of a CPU's work with a small model.
 TAPERED_CHUNKS, TAPER, LEAST_BYTES = 2, 1 / 16, 8192
 
-_Sized = tuple[Row, int]
+#: Where the texts of a pair lie, and the document's size: ``query_block``, ``query_place``, ``document_block``,
+#: ``document_place``, ``n_bytes`` (tasks/tables.py).
+Pair = tuple[int, int, int, int, int]
+
+T = TypeVar("T")
+_Sized = tuple[T, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +72,46 @@ class Chunk:
         """Number of rows."""
         return len(self.texts)
 
+    def path(self, job: str) -> str:
+        """Return where its input is stored."""
+        return keys.input_path(job, self.number)
+
+    def table(self) -> pa.Table:
+        """Return its input."""
+        return tables.input_table(self.first_row, self.ids, self.texts, self.kept)
+
+
+@dataclass(frozen=True, slots=True)
+class PairChunk:
+    """A run of pairs that follow each other in the job.
+
+    Attributes:
+        number: of the chunk in the job, from 0.
+        first_row: number of its first pair in the job, from 0.
+        pairs: (n_rows,)
+        n_bytes: UTF-8 bytes of the documents, of one once for each query.
+        n_unnamed: none, as pairs have ids of their own or go without.
+    """
+
+    number: int
+    first_row: int
+    pairs: list[Pair] = field(repr=False)
+    n_bytes: int
+    n_unnamed: int = 0
+
+    @property
+    def n_rows(self) -> int:
+        """Number of pairs."""
+        return len(self.pairs)
+
+    def path(self, job: str) -> str:
+        """Return where its input is stored."""
+        return keys.input_path(job, self.number)
+
+    def table(self) -> pa.Table:
+        """Return its input."""
+        return tables.pair_table(self.first_row, self.pairs)
+
 
 def cut_chunks(rows: Iterable[Row], *, chunk_rows: int, chunk_bytes: int, keeps: bool) -> Iterator[Chunk]:
     """Cut rows into chunks; the last ones are smaller and smaller, so that all slots end at about the same time.
@@ -77,21 +125,39 @@ def cut_chunks(rows: Iterable[Row], *, chunk_rows: int, chunk_bytes: int, keeps:
         keeps: whether the rows carry kept values.
     """
     first_row = 0
-    whole = _cut(_sized(rows), chunk_rows, lambda _: chunk_bytes)
-    for number, held in enumerate(_taper(whole, chunk_rows) if chunk_bytes > LEAST_BYTES else whole):
+    for number, held in enumerate(_cut_and_taper(_sized(rows), chunk_rows, chunk_bytes)):
         yield _chunk_of([row for row, _ in held], number, first_row, sum(size for _, size in held), keeps=keeps)
         first_row += len(held)
 
 
-def _sized(rows: Iterable[Row]) -> Iterator[_Sized]:
+def cut_pairs(pairs: Iterable[Pair], *, chunk_rows: int, chunk_bytes: int) -> Iterator[PairChunk]:
+    """Do the same with pairs; their bytes are those of the documents."""
+    first_row = 0
+    sized = ((pair, pair[-1]) for pair in pairs)
+    for number, held in enumerate(_cut_and_taper(sized, chunk_rows, chunk_bytes)):
+        yield PairChunk(number, first_row, [pair for pair, _ in held], sum(size for _, size in held))
+        first_row += len(held)
+
+
+def utf8_bytes(text: str) -> int:
+    """Return how many bytes a text takes in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def _sized(rows: Iterable[Row]) -> Iterator[_Sized[Row]]:
     """Yield rows with the UTF-8 bytes of their texts."""
     for row in rows:
-        yield row, len(row.text) if row.text.isascii() else len(row.text.encode())
+        yield row, utf8_bytes(row.text)
 
 
-def _cut(rows: Iterable[_Sized], most_rows: int, most_bytes: Callable[[int], int]) -> Iterator[list[_Sized]]:
+def _cut_and_taper(rows: Iterable[_Sized[T]], most_rows: int, most_bytes: int) -> Iterator[list[_Sized[T]]]:
+    whole = _cut(rows, most_rows, lambda _: most_bytes)
+    return _taper(whole, most_rows) if most_bytes > LEAST_BYTES else whole
+
+
+def _cut(rows: Iterable[_Sized[T]], most_rows: int, most_bytes: Callable[[int], int]) -> Iterator[list[_Sized[T]]]:
     """Yield runs of rows within both limits; the one in bytes is asked for with the bytes of the runs before."""
-    held: list[_Sized] = []
+    held: list[_Sized[T]] = []
     n_bytes = passed = 0
     for row in rows:
         if held and (len(held) == most_rows or n_bytes + row[1] > most_bytes(passed)):
@@ -104,9 +170,9 @@ def _cut(rows: Iterable[_Sized], most_rows: int, most_bytes: Callable[[int], int
         yield held
 
 
-def _taper(runs: Iterable[list[_Sized]], most_rows: int) -> Iterator[list[_Sized]]:
+def _taper(runs: Iterable[list[_Sized[T]]], most_rows: int) -> Iterator[list[_Sized[T]]]:
     """Pass runs on, and cut the last ones anew: each piece is a share of what is left then."""
-    waiting: deque[list[_Sized]] = deque()
+    waiting: deque[list[_Sized[T]]] = deque()
     for run in runs:
         waiting.append(run)
         if len(waiting) > TAPERED_CHUNKS:

@@ -7,19 +7,23 @@ import logging
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from pydantic import ValidationError
 
 from producer import keeping
-from producer.chunking import Chunk
+from producer.candidates import CandidatesLike, read_candidates
+from producer.chunking import Chunk, PairChunk
 from producer.corpus import Corpus, Opened, job_key, read_corpus
 from producer.embedded import EmbeddedServer
 from producer.embedded_workers import EmbeddedWorkers
 from producer.job import Job
+from producer.pairs import OpenedPairs
 from producer.runs import Run
 from producer.submission import PATIENCE_S, submit
+from producer.texts import TextsLike, read_texts
 from producer.writers import check_kept
 from tasks import broker, delivery, manifest, weights
 from tasks.errors import (
@@ -34,7 +38,7 @@ from tasks.errors import (
 )
 from tasks.ledger import Ledger
 from tasks.messages import JobSpec, ModelSpec, OnError, new_job_id
-from tasks.options import EncodeOptions, explain
+from tasks.options import EncodeOptions, Operation, ScoreOptions, Template, explain
 from tasks.reconciler import Reconciler
 from tasks.recovery import Office
 from tasks.redaction import redact
@@ -99,7 +103,7 @@ class Client:
             run: the state folder; a fresh one by default, removed at the end if every job was collected. The store
                 of jobs that are there already goes before the settings'.
             settings: used as they are, instead of reading them.
-            changes: single settings, such as ``state_dir`` or ``chunk_rows``.
+            changes: single settings, such as ``operation="score"``, ``state_dir`` or ``chunk_rows``.
         """
         chosen = settings or Settings.load(model=model, **changes)
         run = run or Run.at(chosen.state_dir, f"run-{secrets.token_hex(4)}")
@@ -142,20 +146,26 @@ class Client:
         if self._server is not None:
             self._server.stop(removes=removes)
 
-    def start_workers(self, model: str, workers: int | None = None) -> None:
+    def start_workers(self, model: str, workers: int | None = None, *, operation: Operation | None = None) -> None:
         """Start the local workers of an embedded client, unless another process runs them already.
+
+        Args:
+            model: what they load.
+            workers: slots; the setting if None.
+            operation: what they do with it; the setting if None.
 
         Raises:
             UsageError: the model is not there, or torch is missing.
         """
         if self.run is None or self._server is None or not self._server.is_owner or self._workers is not None:
             return
-        spec = ModelSpec.parse(model)
+        operation = operation or self.settings.operation
+        spec = ModelSpec.parse(model, operation)
         weights.locate(spec)
         if spec.engine != "fake" and importlib.util.find_spec("torch") is None:
             raise UsageError("This machine has no torch for local workers: pip install 'penstock[worker]'.")
         self._bury_slots()  # those of an earlier owner of this run
-        changes = {"model": model, "workers": workers or self.settings.workers}
+        changes = {"model": model, "workers": workers or self.settings.workers, "operation": operation}
         settings = self.settings.model_copy(update=changes)
         self._workers = EmbeddedWorkers(
             self.run, settings, bury=lambda: retry_transient(self._bury_slots, for_s=PATIENCE_S)
@@ -238,13 +248,54 @@ class Client:
         )
         return self.submit(spec, opened)
 
-    def spec(self, model: str | None, options: EncodeOptions, *, new: bool = False, **fields: Any) -> JobSpec:
+    def score(  # noqa: PLR0913 - one keyword an option
+        self,
+        queries: TextsLike,
+        docs: TextsLike,
+        *,
+        candidates: CandidatesLike | None = None,
+        model: str | None = None,
+        query_field: str = "text",
+        doc_field: str = "text",
+        query_id_field: str | None = None,
+        doc_id_field: str | None = None,
+        template: str | Path | Template | None = None,
+        on_error: OnError = "keep",
+        name: str = "",
+        new: bool = False,
+        **options: Any,
+    ) -> Job:
+        """Submit pairs."""
+        opened = OpenedPairs(
+            read_texts("query", queries, text_field=query_field, id_field=query_id_field),
+            read_texts("document", docs, text_field=doc_field, id_field=doc_id_field),
+            None if candidates is None else read_candidates(candidates),
+        )
+        how = ScoreOptions.of(template=self._template(template), **options)
+        spec = self.spec(model, how, new=new, key=opened.key, on_error=on_error, name=name)
+        job = self.submit(spec, opened)
+        for warning in opened.warnings:
+            log.warning("%s", warning, extra={"action": "score", "job": spec.job})
+        return job
+
+    def _template(self, given: str | Path | Template | None) -> Template | None:
+        """Return the template that a caller or the settings name, if any."""
+        chosen = given or self.settings.template
+        if chosen is None or isinstance(chosen, Template):
+            return chosen
+        from tasks.templates import read_template
+
+        return read_template(str(chosen))
+
+    def spec(
+        self, model: str | None, options: EncodeOptions | ScoreOptions, *, new: bool = False, **fields: Any
+    ) -> JobSpec:
         """Return the spec of the job that has the same key, unless it ended without results; else of a new one."""
         chosen = model or self.settings.model
         if chosen is None:
             raise UsageError("No model is named: give --model, PENSTOCK_MODEL or model= .")
         check_kept(fields.get("keep_fields", ()))
-        parsed = ModelSpec.parse(chosen)
+        parsed = ModelSpec.parse(chosen, options.operation)
         on_error = fields.get("on_error", "keep")
         fields["key"] = job_key(fields["key"], self.settings, parsed, options, on_error=on_error, store=self.store_id)
         found = self.ledger.find(fields["key"])
@@ -255,7 +306,9 @@ class Client:
             if self.is_embedded:
                 self._replace(found, state)
         try:
-            return JobSpec(job=new_job_id(), model=parsed, options=options, store_id=self.store_id, **fields)
+            return JobSpec(
+                job=new_job_id(options.operation), model=parsed, options=options, store_id=self.store_id, **fields
+            )
         except ValidationError as exc:
             raise UsageError(f"Job: {explain(exc)}.") from exc
 
@@ -264,29 +317,32 @@ class Client:
         if state in {"submitting", "running"}:
             self.end(old, "cancelled", "another job took its place")
 
-    def submit(self, spec: JobSpec, corpus: Opened, on_chunk: Callable[[Chunk], None] = lambda _: None) -> Job:
-        """Send the rows of a job and seal it, as far as that was not done before.
+    def submit(
+        self, spec: JobSpec, opened: Opened, on_chunk: Callable[[Chunk | PairChunk], None] = lambda _: None
+    ) -> Job:
+        """Send the input of a job and seal it, as far as that was not done before.
 
-        Whatever ends this early leaves a job that the same call continues, if the corpus can be read again; else it
+        Whatever ends this early leaves a job that the same call continues, if its input can be read again; else it
         is cancelled.
         """
+        self._check_operation(spec)
         self._check_stores(spec)
         if self.run is not None:
             self.run.note(spec.job, self.settings.store_url)
         if self.ledger.is_sealed(spec.job):
             return Job(self, spec)
 
-        def look(chunk: Chunk) -> None:
+        def look(chunk: Chunk | PairChunk) -> None:
             self.check_workers()
             on_chunk(chunk)
 
         try:
-            submit(spec, corpus.rows, office=self.office, settings=self.settings, on_chunk=look)
+            submit(spec, opened, office=self.office, settings=self.settings, on_chunk=look)
         except (BadInput, StoreFull):
             self.note_collected(spec.job)  # there is nothing to come back to
             raise
         except BaseException as exc:
-            self._leave(spec, exc, is_repeatable=corpus.is_repeatable)
+            self._leave(spec, exc, is_repeatable=opened.is_repeatable)
             raise
         return Job(self, spec)
 
@@ -361,8 +417,17 @@ class Client:
     def how_to_start(self, spec: JobSpec) -> str:
         """Return the command that starts a worker for a job."""
         url = redact(self.settings.broker_url or "")
+        operation = f" --operation {spec.operation}" if spec.operation != "encode" else ""
         store = f" --store {self.store.url}" if self.settings.store_url else ""
-        return f"Start one: penstock worker --model {spec.model} --broker {url}{store}"
+        return f"Start one: penstock worker --model {spec.model}{operation} --broker {url}{store}"
+
+    def _check_operation(self, spec: JobSpec) -> None:
+        """Refuse a job that the embedded workers would never take."""
+        if self._workers is not None and self._workers.operation != spec.operation:
+            raise UsageError(
+                f"The workers of this client {self._workers.operation}, job {spec.job} is to {spec.operation}: open "
+                f'another with Client.embedded(model=..., operation="{spec.operation}").'
+            )
 
     def _check_stores(self, spec: JobSpec) -> None:
         others = [slot for slot in self.live_slots(spec.queue) if slot.store_id not in {"", self.store_id}]

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import secrets
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
+from producer.chunking import Chunk, KeptTypes, PairChunk, cut_chunks
 from producer.readers import read_items, read_rows
 from producer.rows import Row
 from producer.sources import expand
-from producer.submission import submission_key
+from producer.text_blocks import TextBlock
 from tasks.errors import UsageError
 from tasks.messages import ModelSpec
-from tasks.options import EncodeOptions
+from tasks.options import EncodeOptions, ScoreOptions
 from tasks.settings import Settings
 
 #: What `Client.encode` takes: paths, globs and URLs, or the records themselves.
@@ -34,22 +38,74 @@ class FieldNames(TypedDict):
     keep_fields: tuple[str, ...]
 
 
-class Opened(NamedTuple):
-    """A corpus that is ready to be read.
+class Opened(ABC):
+    """The input of a job that is ready to be read.
+
+    Attributes:
+        key: the same for the same files and fields; random for what exists only now.
+        is_repeatable: whether the same command can read it again.
+        warnings: what people should know of it, a line each; complete once all parts were taken.
+    """
+
+    def __init__(self, key: str, *, is_repeatable: bool) -> None:
+        self.key = key
+        self.is_repeatable = is_repeatable
+        self.warnings: list[str] = []
+
+    @abstractmethod
+    def parts(self, settings: Settings) -> Iterator[Chunk | PairChunk | TextBlock]:
+        """Yield what is sent, once; a text block comes before the chunks that refer to it.
+
+        Raises:
+            BadInput: a record cannot be read.
+        """
+
+    def kept_types(self) -> dict[str, str]:
+        """Return the column types of kept fields, once all parts were taken."""
+        return {}
+
+
+class OpenedRows(Opened):
+    """A corpus that is encoded.
 
     Attributes:
         rows: its rows, in order.
-        key: the same for the same files and fields; random for what exists only now.
-        is_repeatable: whether the same command can read it again.
     """
 
-    rows: Iterable[Row]
-    key: str
-    is_repeatable: bool
+    def __init__(self, rows: Iterable[Row], kept: Sequence[str], key: str, *, is_repeatable: bool) -> None:
+        super().__init__(key, is_repeatable=is_repeatable)
+        self.rows = rows
+        self._kept = KeptTypes(kept)
+        self._keeps = bool(kept)
+
+    def parts(self, settings: Settings) -> Iterator[Chunk]:
+        """Cut the rows into chunks."""
+        return cut_chunks(
+            self._kept.watch(self.rows),
+            chunk_rows=settings.chunk_rows,
+            chunk_bytes=settings.chunk_bytes,
+            keeps=self._keeps,
+        )
+
+    def kept_types(self) -> dict[str, str]:
+        """Return what the rows have shown."""
+        return self._kept.resolve()
+
+
+def submission_key(identities: Iterable[Any], **options: Any) -> str:
+    """Return 32 hex digits that are the same for the same inputs and options."""
+    canonical = json.dumps([list(identities), options], sort_keys=True, default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
 
 def job_key(
-    corpus: str, settings: Settings, model: ModelSpec, options: EncodeOptions, *, on_error: str, store: str
+    corpus: str,
+    settings: Settings,
+    model: ModelSpec,
+    options: EncodeOptions | ScoreOptions,
+    *,
+    on_error: str,
+    store: str,
 ) -> str:
     """Return the key of a job.
 
@@ -65,7 +121,7 @@ def job_key(
     )
 
 
-def read_corpus(corpus: Corpus, *, text_field: str, id_field: str | None, keep_fields: tuple[str, ...]) -> Opened:
+def read_corpus(corpus: Corpus, *, text_field: str, id_field: str | None, keep_fields: tuple[str, ...]) -> OpenedRows:
     """Open whatever `Client.encode` takes.
 
     Raises:
@@ -73,24 +129,40 @@ def read_corpus(corpus: Corpus, *, text_field: str, id_field: str | None, keep_f
         UsageError: a list of strings names files.
     """
     fields: FieldNames = {"text_field": text_field, "id_field": id_field, "keep_fields": keep_fields}
-    if isinstance(corpus, (str, Path)):
-        return read_files([str(corpus)], **fields)
-    if isinstance(corpus, Sequence) and corpus and isinstance(corpus[0], Path):
-        return read_files([str(path) for path in corpus], **fields)
-    if isinstance(corpus, Sequence) and corpus and isinstance(corpus[0], str) and _is_file(corpus[0]):
+    names = files_in(corpus)
+    if names is not None:
+        return read_files(names, **fields)
+    rows = read_items(corpus, **fields)  # type: ignore[arg-type]
+    return OpenedRows(rows, keep_fields, secrets.token_hex(16), is_repeatable=False)
+
+
+def files_in(given: Any) -> list[str] | None:
+    """Return the paths, globs and URLs that a caller handed over, or None if these are records.
+
+    Raises:
+        UsageError: a list of strings names files.
+    """
+    if isinstance(given, (str, Path)):
+        return [str(given)]
+    if not isinstance(given, Sequence) or not given:
+        return None
+    if isinstance(given[0], Path):
+        return [str(path) for path in given]
+    if isinstance(given[0], str) and _is_file(given[0]):
         raise UsageError(
             "A list of strings is a list of texts, and the first one names a file: give Path objects for files."
         )
-    return Opened(read_items(corpus, **fields), secrets.token_hex(16), is_repeatable=False)  # type: ignore[arg-type]
+    return None
 
 
-def read_files(inputs: Sequence[str], *, stdin_format: str | None = None, **fields: Unpack[FieldNames]) -> Opened:
+def read_files(inputs: Sequence[str], *, stdin_format: str | None = None, **fields: Unpack[FieldNames]) -> OpenedRows:
     """Do the same for files, globs, URLs and ``-``."""
     sources = expand(inputs, stdin_format=stdin_format)
     identities = [source.identity() for source in sources]
     is_repeatable = None not in identities
     key = submission_key(identities, **fields) if is_repeatable else secrets.token_hex(16)
-    return Opened(read_ahead(read_rows(sources, **fields)), key, is_repeatable)
+    rows = read_ahead(read_rows(sources, **fields))
+    return OpenedRows(rows, fields["keep_fields"], key, is_repeatable=is_repeatable)
 
 
 def _is_file(text: str) -> bool:

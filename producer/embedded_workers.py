@@ -14,6 +14,7 @@ from tasks import lifeline
 from tasks.backoff import Backoff
 from tasks.endings import EXIT_NOT_STARTED, describe
 from tasks.errors import UsageError, WorkerStopped
+from tasks.options import Operation
 from tasks.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,11 @@ class EmbeddedWorkers:
         self._deaths = 0
         self._done = -1
         self._start()
+
+    @property
+    def operation(self) -> Operation:
+        """What they do."""
+        return self._settings.operation
 
     def check(self) -> None:
         """Look after the workers: start them again, after a pause, if they died.

@@ -36,7 +36,7 @@ def read_txt(source: Source, fields: Fields) -> Iterator[Row]:  # noqa: ARG001 -
     Raises:
         BadInput: a line is not UTF-8.
     """
-    for line in _lines(source):
+    for line in lines_of(source):
         yield Row(None, line.removesuffix("\n").removesuffix("\r"), None)
 
 
@@ -46,11 +46,11 @@ def read_jsonl(source: Source, fields: Fields) -> Iterator[Row]:
     Raises:
         BadInput: a line is not UTF-8, not a JSON object, or lacks its text.
     """
-    for number, line in enumerate(_lines(source), 1):
+    for number, line in enumerate(lines_of(source), 1):
         if not line.strip(" \t\r\n"):
             continue
         try:
-            row = fields.row_of(_object_of(line))
+            row = fields.row_of(object_of(line))
         except Flaw as exc:
             raise source.flaw(exc, f"line {number}") from exc
         yield row
@@ -73,7 +73,10 @@ def read_csv(source: Source, fields: Fields) -> Iterator[Row]:
         if len(cells) != len(header):
             reason = f"{len(cells)} columns, and the header has {len(header)}"
             raise source.flaw(reason, f"line {number}")
-        row = fields.row_of(dict(zip(header, cells, strict=True)))
+        try:
+            row = fields.row_of(dict(zip(header, cells, strict=True)))
+        except Flaw as exc:
+            raise source.flaw(exc, f"line {number}") from exc
         yield row if row.id else row._replace(id=None)
 
 
@@ -84,7 +87,7 @@ def _records(source: Source) -> Iterator[tuple[int, list[str]]]:
 
     def lines() -> Iterator[str]:
         nonlocal n_chars
-        for line in _lines(source):
+        for line in lines_of(source):
             n_chars += len(line)
             if n_chars > MAX_RECORD_BYTES:
                 raise source.flaw(f"a record of more than {_LIMIT}; a closing quote may be missing", f"line {number}")
@@ -118,7 +121,7 @@ def _is_like_a_name(cell: str) -> bool:
     return len(cell) <= _MAX_NAME_CHARS and len(cell.split()) <= _MAX_NAME_WORDS
 
 
-def _lines(source: Source) -> Iterator[str]:
+def lines_of(source: Source) -> Iterator[str]:
     """Yield decoded lines with their line feeds, without a byte order mark at the start."""
     with source.open() as stream:
         # beyond the limit by a byte order mark, so that the first piece of an endless line is over it without one
@@ -147,7 +150,7 @@ def _refuse(constant: str) -> NoReturn:
 _parse = json.JSONDecoder(parse_constant=_refuse).decode
 
 
-def _object_of(line: str) -> dict[str, Any]:
+def object_of(line: str) -> dict[str, Any]:
     """Parse one line.
 
     Raises:

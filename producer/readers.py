@@ -13,7 +13,7 @@ from producer.rows import Fields, Flaw, Row, encodable, id_of, json_value, kind_
 from producer.sources import Source
 from tasks.errors import BadInput
 
-__all__ = ["Row", "read_items", "read_rows"]
+__all__ = ["Row", "read_items", "read_rows", "read_source"]
 
 #: One record for Python callers: a text, a mapping with fields, or (id, text).
 Item = str | Mapping[str, Any] | tuple[Any, str]
@@ -43,7 +43,7 @@ def read_rows(
     for source in sources:
         if fields.kept and source.format == "txt":
             raise source.flaw("lines of text have no fields; leave out --keep-fields, or use jsonl, csv or parquet")
-    return (row for source in sources for row in _rows_of(source, fields))
+    return (row for source in sources for row in read_source(source, fields))
 
 
 def read_items(
@@ -70,7 +70,8 @@ def read_items(
     return _rows_of_items(items, Fields(text_field, id_field or "id", tuple(keep_fields), "text_field"))
 
 
-def _rows_of(source: Source, fields: Fields) -> Iterator[Row]:
+def read_source(source: Source, fields: Fields) -> Iterator[Row]:
+    """Stream the rows of one source."""
     try:
         is_empty = True
         for row in _reader_of(source.format)(source, fields):

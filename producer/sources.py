@@ -102,7 +102,7 @@ class Source:
         return self.flaw(f"broken {self.compression or self.format} data ({reason}); copy or write it again")
 
 
-def expand(inputs: Sequence[str], *, stdin_format: str | None = None) -> list[Source]:
+def expand(inputs: Sequence[str], *, stdin_format: str | None = None, other: str | None = None) -> list[Source]:
     """Turn the INPUT arguments into sources, in their order and the matches of a glob sorted.
 
     Args:
@@ -110,6 +110,7 @@ def expand(inputs: Sequence[str], *, stdin_format: str | None = None) -> list[So
             A file may be named twice, stdin only once.
         stdin_format: an extension without its first dot, such as ``csv`` or ``jsonl.gz``. Without it stdin is
             jsonl if its first byte that is not blank is ``{``, else txt.
+        other: the format of files with other extensions than the known ones, or none.
 
     Raises:
         BadInput: something named is not there, cannot be read, is empty, or is of an unknown kind.
@@ -117,20 +118,20 @@ def expand(inputs: Sequence[str], *, stdin_format: str | None = None) -> list[So
     """
     if list(inputs).count("-") > 1:
         raise BadInput("-: stdin can be read only once; name it once")
-    return [source for name in inputs for source in _sources_of(name, stdin_format)]
+    return [source for name in inputs for source in _sources_of(name, stdin_format, other)]
 
 
-def _sources_of(name: str, stdin_format: str | None) -> Iterator[Source]:
+def _sources_of(name: str, stdin_format: str | None, other: str | None) -> Iterator[Source]:
     if name == "-":
         yield _stdin(stdin_format)
     elif not _is_name(name):
         raise BadInput(f"{name!r}: no file has such a name", source=name)
     elif scheme := _SCHEME.match(name):
-        yield _remote(name, scheme[1].lower())
+        yield _remote(name, scheme[1].lower(), other)
     elif glob.has_magic(name) and not os.path.lexists(name):
-        yield from map(_local, files_matching(name))
+        yield from (_local(match, other) for match in files_matching(name))
     else:
-        yield _local(name)
+        yield _local(name, other)
 
 
 def _is_name(text: str) -> bool:
@@ -141,18 +142,20 @@ def _is_name(text: str) -> bool:
         return False
 
 
-def _kind_of(name: str, path: str) -> tuple[str, str | None]:
+def _kind_of(name: str, path: str, other: str | None = None) -> tuple[str, str | None]:
     """Return format and compression by the extension of ``path``."""
     *_, outer, inner = ["", "", *Path(path.lower()).suffixes]
     for extension in (outer + inner, inner):
         if extension in KINDS:
             return KINDS[extension]
+    if other is not None:
+        return other, _COMPRESSIONS.get(inner)
     extension = outer + inner if inner in _COMPRESSIONS else inner
     what = f"unknown extension {extension}" if extension else "no extension"
     raise BadInput(f"{name}: {what}; penstock reads {KNOWN_EXTENSIONS}", source=name)
 
 
-def _local(name: str) -> Source:
+def _local(name: str, other: str | None) -> Source:
     path = Path(name)
     try:
         info = path.stat()
@@ -162,7 +165,7 @@ def _local(name: str) -> Source:
     if stat.S_ISDIR(info.st_mode):
         remedy = f"name files or a glob such as {path / '*.jsonl'}"
         raise BadInput(f"{name} is a directory; {remedy}", source=name)
-    kind = _kind_of(name, name)
+    kind = _kind_of(name, name, other)
     if not os.access(path, os.R_OK):
         raise BadInput(f"{name}: no permission to read it; chmod or chown it", source=name)
     is_file = stat.S_ISREG(info.st_mode)  # a pipe has neither a size nor a state
@@ -182,12 +185,12 @@ def _state_of(path: Path) -> State | None:
     return str(path), info.st_size, info.st_mtime_ns
 
 
-def _remote(url: str, scheme: str) -> Source:
+def _remote(url: str, scheme: str, other: str | None) -> Source:
     if scheme not in SCHEMES:
         known = ", ".join(f"{known}://" for known in SCHEMES)
         raise BadInput(f"{url}: unknown scheme; penstock reads local files and {known}", source=url)
     address = Address.of(url)
-    kind = _kind_of(address.name, address.key)
+    kind = _kind_of(address.name, address.key, other)
     found = remote.find(address)
     if not found.size:
         raise _empty(found.name)

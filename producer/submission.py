@@ -1,27 +1,22 @@
-"""Sending a corpus: chunk inputs to the store, their numbers to the ledger, the first tickets to the broker."""
+"""Sending a job: its inputs to the store, the numbers of chunks to the ledger, the first tickets to the broker."""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
-import pyarrow as pa
-
-from producer.chunking import Chunk, KeptTypes, cut_chunks
-from producer.rows import Row
-from tasks import delivery, keys, manifest, tables
+from producer.chunking import Chunk, PairChunk
+from producer.corpus import Opened
+from producer.text_blocks import TextBlock
+from tasks import delivery, manifest, tables
 from tasks.errors import BadInput, BrokerDenied, DamagedObject, JobFailed, StoreFull, UnknownJob, UsageError
 from tasks.manifest import Sealed
 from tasks.messages import JobSpec
 from tasks.recovery import Office, rebuild
 from tasks.retrying import retry_transient
 from tasks.settings import Settings
-from tasks.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -34,27 +29,21 @@ TICKETS_PER_SLOT = 4
 LEAST_TICKETS = 32
 
 
-def submission_key(identities: Iterable[Any], **options: Any) -> str:
-    """Return 32 hex digits that are the same for the same inputs and options."""
-    canonical = json.dumps([list(identities), options], sort_keys=True, default=str)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
-
-
 def submit(
     spec: JobSpec,
-    rows: Iterable[Row],
+    opened: Opened,
     *,
     office: Office,
     settings: Settings,
-    on_chunk: Callable[[Chunk], None],
+    on_chunk: Callable[[Chunk | PairChunk], None],
 ) -> None:
-    """Send all chunks and seal the job. What an interrupted submission sent before is compared, and not sent again.
+    """Send all parts and seal the job. What an interrupted submission sent before is compared, and not sent again.
 
     Two clients may do this for the same job at the same time: they send the same.
 
     Args:
-        spec: the job; it is made in the ledger once the first chunk could be read.
-        rows: the corpus, in order.
+        spec: the job; it is made in the ledger once the first part could be read.
+        opened: its input.
         office: where the job is done.
         settings: for the chunks and the gate.
         on_chunk: called after each chunk.
@@ -65,61 +54,100 @@ def submit(
         JobFailed: the job was cancelled or failed meanwhile.
     """
     ledger, store = office.ledger, office.store
-    kept = KeptTypes(spec.keep_fields)
-    remaining = cut_chunks(
-        kept.watch(rows),
-        chunk_rows=settings.chunk_rows,
-        chunk_bytes=settings.chunk_bytes,
-        keeps=bool(spec.keep_fields),
-    )
+    remaining = opened.parts(settings)
     first = next(remaining, None)
     if first is None:
         raise BadInput("The input holds no records.")
     slots = len(ledger.workforce.slots(queue=spec.queue))
     gate = settings.max_queued_chunks or max(LEAST_TICKETS, TICKETS_PER_SLOT * slots)
-    retry_transient(lambda: ledger.create(spec, gate=gate, ticket_s=settings.ticket_s), for_s=PATIENCE_S)
+    is_new = retry_transient(lambda: ledger.create(spec, gate=gate, ticket_s=settings.ticket_s), for_s=PATIENCE_S)
     retry_transient(
         lambda: manifest.note_made(store, ledger, spec, gate=gate, ticket_s=settings.ticket_s), for_s=PATIENCE_S
     )
-    announced = retry_transient(lambda: ledger.announced(spec.job), for_s=PATIENCE_S)
+    sender = Sender(spec, office, is_new=is_new)
     chunks = n_rows = n_bytes = 0
     try:
-        for chunk in itertools.chain([first], remaining):
-            _send(spec, chunk, office, is_announced=chunk.number < announced)
-            chunks, n_rows, n_bytes = chunks + 1, n_rows + chunk.n_rows, n_bytes + chunk.n_bytes
-            on_chunk(chunk)
+        for part in itertools.chain([first], remaining):
+            if isinstance(part, TextBlock):
+                sender.send_block(part)
+                continue
+            sender.send_chunk(part)
+            chunks, n_rows, n_bytes = chunks + 1, n_rows + part.n_rows, n_bytes + part.n_bytes
+            on_chunk(part)
     except (BadInput, StoreFull) as exc:
         manifest.end_job(store, ledger, spec, "failed", str(exc))
         raise
-    totals = Sealed(chunks=chunks, rows=n_rows, input_bytes=n_bytes, kept_types=kept.resolve())
+    totals = Sealed(chunks=chunks, rows=n_rows, input_bytes=n_bytes, kept_types=opened.kept_types())
     retry_transient(lambda: manifest.note_sealed(store, spec, totals), for_s=PATIENCE_S)
     _tell(spec, office, lambda: ledger.seal(spec, chunks, totals.kept_types))
 
 
-def _send(spec: JobSpec, chunk: Chunk, office: Office, *, is_announced: bool) -> None:
-    store = office.store
-    path = keys.input_path(spec.job, chunk.number)
-    table = tables.input_table(chunk.first_row, chunk.ids, chunk.texts, chunk.kept)
-    if not (is_announced and _is_there(spec, store, path, table)):
-        data = tables.input_bytes(table, path)
-        retry_transient(lambda: store.put(path, data), for_s=PATIENCE_S)
-    _tell(spec, office, lambda: office.ledger.announce(spec, chunk.number, chunk.n_rows, chunk.n_bytes))
+class Sender:
+    """Sends the parts of a job, in their order.
 
+    Args:
+        spec: the job, which the ledger has.
+        office: where it is done.
+        is_new: whether nobody can have sent anything of it before.
+    """
 
-def _is_there(spec: JobSpec, store: Store, path: str, table: pa.Table) -> bool:
-    """Whether the store has this chunk input, whole."""
-    try:
-        stored = tables.read_whole(retry_transient(lambda: store.get(path), for_s=PATIENCE_S), path)
-    except DamagedObject as exc:
-        log.warning("Sent again: %s", exc, extra={"action": "send", "job": spec.job})
-        return False
-    if not stored.equals(table):
-        raise UsageError(
-            f"The input is not what it was when job {spec.job} was begun, though its size and time are the same. "
-            f"Start a new job with --new (new=True); `penstock cancel {spec.job}` drops the old one.",
-            job=spec.job,
-        )
-    return True
+    def __init__(self, spec: JobSpec, office: Office, *, is_new: bool) -> None:
+        self._spec = spec
+        self._office = office
+        self._announced = retry_transient(lambda: office.ledger.announced(spec.job), for_s=PATIENCE_S)
+        self._has_blocks = not is_new
+
+    def send_block(self, block: TextBlock) -> None:
+        """Store a text block, unless it is there.
+
+        The ledger does not count them. They were sent in order, so the first that is missing was not sent, nor was any
+        after it.
+        """
+        if self._has_blocks:
+            try:
+                self._compare(block)
+            except DamagedObject as exc:
+                log.info("Texts sent from here on: %s", exc, extra={"action": "send", "job": self._spec.job})
+                self._has_blocks = False
+        if not self._has_blocks:
+            self._put(block)
+
+    def send_chunk(self, chunk: Chunk | PairChunk) -> None:
+        """Store a chunk input, unless it is there, and announce it."""
+        spec, ledger = self._spec, self._office.ledger
+        if not (chunk.number < self._announced and self._is_there(chunk)):
+            self._put(chunk)
+        _tell(spec, self._office, lambda: ledger.announce(spec, chunk.number, chunk.n_rows, chunk.n_bytes))
+
+    def _put(self, part: Chunk | PairChunk | TextBlock) -> None:
+        path = part.path(self._spec.job)
+        data = tables.input_bytes(part.table(), path)
+        retry_transient(lambda: self._office.store.put(path, data), for_s=PATIENCE_S)
+
+    def _is_there(self, chunk: Chunk | PairChunk) -> bool:
+        """Whether the store has this chunk input, whole."""
+        try:
+            self._compare(chunk)
+        except DamagedObject as exc:
+            log.warning("Sent again: %s", exc, extra={"action": "send", "job": self._spec.job})
+            return False
+        return True
+
+    def _compare(self, part: Chunk | PairChunk | TextBlock) -> None:
+        """Compare a part with what the store has of it.
+
+        Raises:
+            DamagedObject: that is missing or torn.
+            UsageError: it is another.
+        """
+        job, path = self._spec.job, part.path(self._spec.job)
+        stored = tables.read_whole(retry_transient(lambda: self._office.store.get(path), for_s=PATIENCE_S), path)
+        if not stored.equals(part.table()):
+            raise UsageError(
+                f"The input is not what it was when job {job} was begun, though its size and time are the same. "
+                f"Start a new job with --new (new=True); `penstock cancel {job}` drops the old one.",
+                job=job,
+            )
 
 
 def _tell(spec: JobSpec, office: Office, step: Callable[[], tuple[str, list[int]]]) -> None:

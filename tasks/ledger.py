@@ -67,14 +67,15 @@ class Ledger:
 
     # -- submitting ------------------------------------------------------------------------------------------------
 
-    def create(self, spec: JobSpec, *, gate: int, ticket_s: float) -> None:
-        """Note a new job in state submitting."""
+    def create(self, spec: JobSpec, *, gate: int, ticket_s: float) -> bool:
+        """Note a new job in state submitting. False: it was there already."""
         text = spec.model_dump_json()
         with self.reaching():
-            self._steps["create"](
+            made = self._steps["create"](
                 keys=[*keys.step_keys(spec.job, spec.queue), keys.JOBS, keys.submission(spec.key)],
                 args=[spec.job, text, gate, _ms(ticket_s), self.signer.sign_spec(text)],
             )
+        return bool(made)
 
     def announce(self, spec: JobSpec, chunk: int, rows: int, size_bytes: int) -> tuple[str, list[int]]:
         """Say that a chunk input is in the store. Returns the job's state and the tickets to publish."""

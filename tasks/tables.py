@@ -98,11 +98,17 @@ def input_table(
     return pa.table(columns)
 
 
-def pair_table(first_row: int, columns: Mapping[str, Sequence[int]]) -> pa.Table:
-    """Build the chunk input of pairs that follow each other in the job, from its columns but ``row``."""
-    n_rows = len(columns["n_bytes"])
-    rows = np.arange(first_row, first_row + n_rows, dtype=np.int64)
-    return pa.table({"row": rows, **columns}, schema=_INPUTS["score"])
+def pair_table(first_row: int, pairs: Sequence[Sequence[int]]) -> pa.Table:
+    """Build the chunk input of pairs that follow each other in the job.
+
+    Args:
+        first_row: number of the first one.
+        pairs: (n_rows, 5): what each has in the columns after ``row``, in their order.
+    """
+    schema = _INPUTS["score"]
+    columns = [pa.array(column) for column in np.array(pairs, np.int32).T]
+    rows = pa.array(np.arange(first_row, first_row + len(pairs), dtype=np.int64))
+    return pa.Table.from_arrays([rows, *columns], schema=schema)
 
 
 def text_block(ids: Sequence[str], texts: Sequence[str]) -> pa.Table:

@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from producer.chunking import Chunk
+from producer.chunking import Chunk, PairChunk
 from producer.client import Client
 from producer.commands import options as shared
 from producer.commands.options import INTERRUPTED
@@ -189,7 +189,7 @@ def _submit_and_wait(client: Client, spec: JobSpec, order: Order) -> Job | None:
     unnamed = 0
     with Progress() as shown:
 
-        def show(chunk: Chunk) -> None:
+        def show(chunk: Chunk | PairChunk) -> None:
             nonlocal unnamed
             unnamed += chunk.n_unnamed
             with suppress(Transient):  # what is shown may wait

@@ -1,0 +1,79 @@
+"""The input of a scoring job: queries, documents, and which of them meet."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+
+from producer.candidates import Candidates
+from producer.chunking import PairChunk, cut_pairs, utf8_bytes
+from producer.corpus import Opened, submission_key
+from producer.matching import Matching
+from producer.text_blocks import BlockPacker, TextBlock
+from producer.texts import Texts
+from tasks.settings import Settings
+
+#: Texts whose places are noted at a time.
+_PAGE = 10_000
+
+
+class OpenedPairs(Opened):
+    """Queries that meet their candidates, or all documents.
+
+    Queries and documents are read twice: once for their ids, which are checked before anything is sent, and once for
+    the texts of those that are needed. What cannot be read twice is kept in a temporary file meanwhile. All texts go
+    before the first chunk, because a chunk may need any of them.
+
+    Args:
+        queries: in the order of the results.
+        documents: in the order of each query's results without candidates.
+        candidates: which documents each query meets, in the order of its results; all if None.
+    """
+
+    def __init__(self, queries: Texts, documents: Texts, candidates: Candidates | None = None) -> None:
+        identities = [queries.key, documents.key, *([candidates.key] if candidates else [])]
+        is_repeatable = None not in identities
+        key = submission_key(identities) if is_repeatable else secrets.token_hex(16)
+        super().__init__(key, is_repeatable=is_repeatable)
+        self._queries, self._documents, self._candidates = queries, documents, candidates
+        self._matching: Matching | None = None
+
+    @property
+    def n_pairs(self) -> int:
+        """How many pairs there are. Reads all ids and checks them; after that, the warnings are there.
+
+        Raises:
+            BadInput: a record cannot be read, an id is not unique, or a candidate is no document.
+        """
+        return self._matched().n_pairs
+
+    def parts(self, settings: Settings) -> Iterator[TextBlock | PairChunk]:
+        """Yield the text blocks, then the chunks."""
+        matching, packer = self._matched(), BlockPacker()
+        for texts in (self._queries, self._documents):
+            yield from _blocks(texts, matching, packer)
+        yield from packer.take_all()
+        yield from cut_pairs(matching.pairs(), chunk_rows=settings.chunk_rows, chunk_bytes=settings.chunk_bytes)
+        matching.close()
+
+    def _matched(self) -> Matching:
+        if self._matching is None:
+            matching = Matching()
+            for texts in (self._queries, self._documents):
+                matching.add_texts(texts)
+            if self._candidates is not None:
+                self.warnings += matching.add_candidates(self._candidates, self._documents)
+            self._matching = matching
+        return self._matching
+
+
+def _blocks(texts: Texts, matching: Matching, packer: BlockPacker) -> Iterator[TextBlock]:
+    """Yield the full text blocks, and note where each text lies."""
+    places: list[tuple[int, int, int, int]] = []
+    for number, id_, text in matching.wanted(texts):
+        places.append((number, *packer.add(id_, text), utf8_bytes(text)))
+        if len(places) == _PAGE:
+            matching.place(texts.kind, places)
+            places.clear()
+        yield from packer.take()
+    matching.place(texts.kind, places)
