@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from producer.chunking import cut_chunks
+from producer.corpus import Opened
 from producer.rows import Row
+from producer.text_blocks import TextBlock
 from tasks import weights
 from tasks.errors import ModelNotFound
 from tasks.messages import ModelSpec
@@ -36,6 +38,25 @@ def estimate(rows: Iterable[Row], settings: Settings, how: EncodeOptions) -> dic
         "bytes": n_bytes,
         "estimated_tokens": n_bytes // BYTES_PER_TOKEN,
         "estimated_store_bytes": None if dim is None else 2 * n_bytes + n_rows * (width * dim + ROW_BYTES),
+    }
+
+
+def estimate_pairs(opened: Opened, settings: Settings) -> dict[str, Any]:
+    """Read the whole input of a scoring job and return pairs, chunks and bytes."""
+    n_pairs = n_chunks = n_bytes = sent_bytes = 0
+    for part in opened.parts(settings):
+        if isinstance(part, TextBlock):
+            sent_bytes += part.table().nbytes
+        else:
+            n_pairs += part.n_rows
+            n_chunks += 1
+            n_bytes += part.n_bytes
+    return {
+        "pairs": n_pairs,
+        "chunks": n_chunks,
+        "document_bytes": n_bytes,
+        "estimated_document_tokens": n_bytes // BYTES_PER_TOKEN,
+        "sent_bytes": sent_bytes,
     }
 
 

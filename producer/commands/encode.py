@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from producer.commands import options as shared
-from producer.commands.submitting import Order, check_order, run_order
+from producer.commands.submitting import Order, check_order, print_estimate, run_order
 from producer.corpus import read_files
 from producer.estimate import estimate
 from producer.writers import check_kept, check_out
@@ -124,7 +124,7 @@ def encode(  # noqa: PLR0913 - one parameter an option
         check_out(out, overwrite=overwrite)
     corpus = read_files(inputs, stdin_format=stdin_format, text_field=text_field, id_field=id_field, keep_fields=keep)
     if dry_run:
-        _print_estimate(estimate(corpus.rows, settings, how), as_json=as_json)
+        print_estimate(estimate(corpus.rows, settings, how), as_json=as_json)
         return
     run_order(
         Order(
@@ -145,12 +145,3 @@ def encode(  # noqa: PLR0913 - one parameter an option
             started=started,
         )
     )
-
-
-def _print_estimate(found: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        shared.print_json(found)
-        return
-    for name, value in found.items():
-        shown = f"{value:,}" if isinstance(value, int) else value
-        shared.out.print(f"{name.replace('_', ' ')}: {'unknown' if shown is None else shown}", markup=False)

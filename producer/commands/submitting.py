@@ -239,3 +239,13 @@ def _report_detached(client: Client, spec: JobSpec, *, as_json: bool) -> None:
         typer.echo(spec.job)
     if not slots:
         shared.err.print(f"penstock: no live worker serves {spec.model}. {client.how_to_start(spec)}", markup=False)
+
+
+def print_estimate(found: dict[str, Any], *, as_json: bool) -> None:
+    """Print what ``--dry-run`` found."""
+    if as_json:
+        shared.print_json(found)
+        return
+    for name, value in found.items():
+        shown = f"{value:,}" if isinstance(value, int) else value
+        shared.out.print(f"{name.replace('_', ' ')}: {'unknown' if shown is None else shown}", markup=False)
