@@ -14,20 +14,23 @@ from typing import Any, Literal, Self
 from pydantic import ValidationError
 
 from producer import keeping
-from producer.candidates import CandidatesLike, read_candidates
+from producer.candidates import CandidatesLike
 from producer.chunking import Chunk, PairChunk
 from producer.corpus import Corpus, Opened, job_key, read_corpus
 from producer.embedded import EmbeddedServer
 from producer.embedded_workers import EmbeddedWorkers
 from producer.job import Job
-from producer.pairs import OpenedPairs
+from producer.pair_records import RecordsLike
+from producer.pairs import read_pairs
+from producer.removal import remove
 from producer.runs import Run
 from producer.submission import PATIENCE_S, submit
-from producer.texts import TextsLike, read_texts
+from producer.texts import TextsLike
 from producer.writers import check_kept
 from tasks import broker, delivery, manifest, weights
 from tasks.errors import (
     BadInput,
+    JobFailed,
     JobRefused,
     Permanent,
     StoreFull,
@@ -46,6 +49,7 @@ from tasks.retrying import retry_transient
 from tasks.settings import Settings
 from tasks.signing import Signer
 from tasks.store import open_store, store_id
+from tasks.templates import read_template
 from tasks.workforce import SlotStatus
 
 log = logging.getLogger(__name__)
@@ -250,50 +254,136 @@ class Client:
 
     def score(  # noqa: PLR0913 - one keyword an option
         self,
-        queries: TextsLike,
-        docs: TextsLike,
+        queries: TextsLike | None = None,
+        docs: TextsLike | None = None,
         *,
         candidates: CandidatesLike | None = None,
+        pairs: RecordsLike | None = None,
         model: str | None = None,
-        query_field: str = "text",
-        doc_field: str = "text",
+        query_field: str | None = None,
+        doc_field: str | None = None,
         query_id_field: str | None = None,
         doc_id_field: str | None = None,
+        instruction: str | None = None,
         template: str | Path | Template | None = None,
+        max_tokens: int | None = None,
+        reproducible: bool = False,
         on_error: OnError = "keep",
         name: str = "",
         new: bool = False,
-        **options: Any,
     ) -> Job:
-        """Submit pairs."""
-        opened = OpenedPairs(
-            read_texts("query", queries, text_field=query_field, id_field=query_id_field),
-            read_texts("document", docs, text_field=doc_field, id_field=doc_id_field),
-            None if candidates is None else read_candidates(candidates),
+        """Submit pairs of query and document, and return their job once all of it is in the store.
+
+        Either queries and documents, each of which is sent once, or pairs that are scored as they are. A job that was
+        made of the same files with the same options is continued, as with ``encode``.
+
+        Args:
+            queries: a path, glob or URL, several of them as ``Path`` in a list; or any iterable of strings, mappings or
+                (id, text) pairs; or a mapping of ids to texts. Ids must differ; a text without one has its number.
+            docs: likewise.
+            candidates: which documents each query meets, in this order: a TREC run or JSON lines (``query_id`` and
+                ``doc_id`` or ``doc_ids``) by path or URL, a mapping of query ids to document ids, or (query id,
+                document ids) pairs. Without it, every query meets every document.
+            pairs: paths or URLs as above, or an iterable of mappings or (query, document) pairs. A document without id
+                has the number of its pair; a query without one has the number of queries before it.
+            model: what scores them; the setting if None.
+            query_field: the field with the query: ``text``, or ``query`` in pairs.
+            doc_field: the field with the document: ``text``, or ``document`` in pairs.
+            query_id_field: the field with the query's id: ``id``, or ``query_id`` in pairs.
+            doc_id_field: the field with the document's id: ``id``, or ``doc_id`` in pairs.
+            instruction: what a causal reranker is told to judge by; its template's own if None.
+            template: how a causal reranker is asked: a name, a path, or the template; the setting if None.
+            max_tokens: tokens of a prompt at most; the document loses its end.
+            reproducible: the same pair gives the same bits in any chunk and batch; slower.
+            on_error: ``keep`` error rows or ``fail`` the job.
+            name: what the job is called.
+            new: make a new job in any case.
+
+        Raises:
+            BadInput: a record cannot be read, ids are not unique, or a candidate is no document.
+            UsageError: an option is wrong, or the input is not what an unfinished submission began with.
+        """
+        fields = {
+            "query_field": query_field,
+            "doc_field": doc_field,
+            "query_id_field": query_id_field,
+            "doc_id_field": doc_id_field,
+        }
+        named = {field: value for field, value in fields.items() if value is not None}
+        opened = read_pairs(queries, docs, candidates, pairs, **named)
+        how = ScoreOptions.of(
+            instruction=instruction,
+            template=self._template(template),
+            max_tokens=max_tokens,
+            reproducible=reproducible,
         )
-        how = ScoreOptions.of(template=self._template(template), **options)
-        spec = self.spec(model, how, new=new, key=opened.key, on_error=on_error, name=name)
-        job = self.submit(spec, opened)
+        job = self.submit(
+            self.spec(model, how, new=new, key=opened.key, on_error=on_error, name=name),
+            opened,
+        )
         for warning in opened.warnings:
-            log.warning("%s", warning, extra={"action": "score", "job": spec.job})
+            log.warning("%s", warning, extra={"action": "score", "job": job.id})
         return job
+
+    def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        top_k: int | None = None,
+        *,
+        model: str | None = None,
+        **options: Any,
+    ) -> list[tuple[int, float]]:
+        """Score documents for one query, wait, and return the best.
+
+        An embedded client without workers starts them. The job is removed at the end.
+
+        Args:
+            query: its text.
+            documents: their texts.
+            top_k: how many to return; all if None.
+            model: what scores them; the setting if None.
+            options: of ``score``: instruction, template, max_tokens, reproducible.
+
+        Returns:
+            Position in ``documents`` and score, the highest score first, ties by position.
+
+        Raises:
+            JobFailed: a document cannot be scored.
+        """
+        if not documents:
+            return []
+        if self.is_embedded:
+            self.start_workers(self._model(model), operation="score")
+        job = self.score([("0", query)], list(enumerate(documents)), model=model, **options)
+        job.wait()
+        scores: list[float] = []
+        for table in job.results():
+            for score, error in zip(table["score"].to_pylist(), table["error"].to_pylist(), strict=True):
+                if error is not None:
+                    raise JobFailed(f"Document {len(scores)} cannot be scored: {error}", job=job.id)
+                scores.append(score)
+        remove(self, job.id)
+        return sorted(enumerate(scores), key=lambda found: -found[1])[:top_k]
+
+    def _model(self, given: str | None) -> str:
+        chosen = given or self.settings.model
+        if chosen is None:
+            raise UsageError("No model is named: give --model, PENSTOCK_MODEL or model= .")
+        return chosen
 
     def _template(self, given: str | Path | Template | None) -> Template | None:
         """Return the template that a caller or the settings name, if any."""
         chosen = given or self.settings.template
         if chosen is None or isinstance(chosen, Template):
             return chosen
-        from tasks.templates import read_template
-
         return read_template(str(chosen))
 
     def spec(
         self, model: str | None, options: EncodeOptions | ScoreOptions, *, new: bool = False, **fields: Any
     ) -> JobSpec:
         """Return the spec of the job that has the same key, unless it ended without results; else of a new one."""
-        chosen = model or self.settings.model
-        if chosen is None:
-            raise UsageError("No model is named: give --model, PENSTOCK_MODEL or model= .")
+        chosen = self._model(model)
         check_kept(fields.get("keep_fields", ()))
         parsed = ModelSpec.parse(chosen, options.operation)
         on_error = fields.get("on_error", "keep")

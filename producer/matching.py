@@ -1,25 +1,21 @@
 """Matching the ids of candidates with those of queries and documents.
 
-All ids live in a private database on disk, so memory is flat in the number of queries, documents and candidates. It has
-no name and goes with the process. Ids become numbers there: of the texts in the order in which they were read.
+All ids live in a scratch database, so memory is flat in the number of queries, documents and candidates. They become
+numbers there: of the texts, in the order in which they were read.
 """
 
 from __future__ import annotations
 
 import itertools
-import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from producer.candidates import Candidates
 from producer.chunking import Pair
-from producer.rows import quote
+from producer.rows import count_of, quote
+from producer.scratch import open_scratch, writing
 from producer.texts import Kind, Texts
-from tasks.errors import BadInput, UsageError
-
-#: KiB of the database that are in memory at most, and about as many again where something is sorted.
-CACHE_KIB = 64 * 1024
+from tasks.errors import BadInput
 
 #: Ids that a message names.
 _NAMED = 3
@@ -78,11 +74,7 @@ class Matching:
     """Queries, documents, and which of them meet: all, until candidates are added."""
 
     def __init__(self) -> None:
-        self._db = sqlite3.connect("", isolation_level=None)
-        self._db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-        self._db.execute("PRAGMA journal_mode = OFF")  # nothing is ever taken back
-        self._db.executescript(_TABLES)
-        self._db.execute("BEGIN")
+        self._db = open_scratch(_TABLES)
         self._has_candidates = False
 
     def close(self) -> None:
@@ -97,7 +89,7 @@ class Matching:
         Raises:
             BadInput: a record cannot be read, or its id is empty or that of another.
         """
-        with _room():
+        with writing():
             self._db.executemany("INSERT INTO texts VALUES (?, ?, ?, ?)", _records(texts))
             self._db.execute("CREATE INDEX IF NOT EXISTS ids ON texts(kind, id)")
             self._check_ids(texts)
@@ -111,60 +103,60 @@ class Matching:
         first, id_ = double
         second = self._row(_SECOND, texts.kind, id_, first)[0]
         n_more = sum(1 for _ in doubles)
-        more = f", and so it is with {_count(n_more, 'more id')}" if n_more else ""
+        more = f", and so it is with {count_of(n_more, 'more id')}" if n_more else ""
         raise BadInput(
             f"{texts.place(second)}: {texts.kind} id {quote(id_)} stands at {texts.place(first)} already{more}; each "
             f"{texts.kind} needs an id of its own",
             id=id_,
         )
 
-    def add_candidates(self, candidates: Candidates, documents: Texts) -> list[str]:
+    def add_candidates(self, candidates: Candidates) -> list[str]:
         """Read which documents each query meets, once both are there. Returns what people should know of it.
 
         Raises:
             BadInput: a line cannot be read, there is no such document, or no query has any.
         """
         self._has_candidates = True
-        with _room():
+        with writing():
             self._db.executemany("INSERT INTO candidates VALUES (NULL, ?, ?, ?, ?)", candidates.read())
             self._db.execute(_FIND)
-            self._check_documents(candidates, documents)
+            self._check_documents(candidates)
             self._db.execute(_PAIR)
             if not self.n_pairs:
-                raise BadInput("No query has a candidate. Is the right field the id of queries (--query-id-field)?")
+                raise BadInput("No query has a candidate; name the field with the ids of queries with --query-id-field")
             warnings = [*self._strangers(), *self._duplicates(), *self._queries_without()]
             self._db.execute("DROP TABLE found")
             self._db.execute("DROP TABLE candidates")
         return warnings
 
-    def _check_documents(self, candidates: Candidates, documents: Texts) -> None:
+    def _check_documents(self, candidates: Candidates) -> None:
         count, n_ids, first = self._row(_UNKNOWN_DOCUMENTS)
         if not count:
             return
         id_, source, line = self._row("SELECT document, source, line FROM candidates WHERE number = ?", first)
         raise BadInput(
-            f"{candidates.place(source, line)}: no document has the id {quote(id_)}. So it is with "
-            f"{_count(count, 'candidate')} of {_count(n_ids, 'id')}; name all {documents.plural}, or the field with "
-            "their ids (--doc-id-field)",
+            f"{candidates.place(source, line)}: no document has the id {quote(id_)} (so it is with "
+            f"{count_of(n_ids, 'id')} of {count_of(count, 'candidate')}); name all documents, and the field with their "
+            "ids with --doc-id-field",
             id=id_,
         )
 
     def _strangers(self) -> Iterator[str]:
         count, n_ids = self._row(_UNKNOWN_QUERIES)
         if count:
-            yield f"{_count(count, 'candidate')} of {_count(n_ids, 'query id')} that no query has: left out."
+            yield f"{count_of(count, 'candidate')} of {count_of(n_ids, 'query id')} that no query has: left out."
 
     def _duplicates(self) -> Iterator[str]:
         count = self._row("SELECT count(*) FROM found WHERE query IS NOT NULL")[0] - self.n_pairs
         if count:
-            yield f"{_count(count, 'candidate')} named before for the same query: each counts once."
+            yield f"{count_of(count, 'candidate')} named before for the same query: each counts once."
 
     def _queries_without(self) -> Iterator[str]:
         without = self._db.execute(_QUERIES_WITHOUT)
         named = [quote(id_) for (id_,) in itertools.islice(without, _NAMED)]
         n_more = sum(1 for _ in without)
         if named:
-            what = f"{_count(len(named) + n_more, 'query')} without candidates, so without results"
+            what = f"{count_of(len(named) + n_more, 'query')} without candidates, so without results"
             yield f"{what}: {', '.join(named)}{', ...' if n_more else ''}."
 
     # -- what meets ------------------------------------------------------------------------------------------------
@@ -203,7 +195,7 @@ class Matching:
 
     def place(self, kind: Kind, places: Iterable[tuple[int, int, int, int]]) -> None:
         """Note where texts lie: number, block, place there, UTF-8 bytes."""
-        with _room():
+        with writing():
             self._db.executemany("INSERT INTO places VALUES (?, ?, ?, ?, ?)", ((kind, *place) for place in places))
 
     def pairs(self) -> Iterator[Pair]:
@@ -225,19 +217,3 @@ def _records(texts: Texts) -> Iterator[tuple[Kind, int, str, str | None]]:
         if not id_:
             raise BadInput(f"{texts.place(number)}: its id is empty; leave it out, or give it one")
         yield texts.kind, number, id_, None if texts.is_rereadable else text
-
-
-def _count(number: int, noun: str) -> str:
-    plural = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
-    return f"{number:,} {noun if number == 1 else plural}"
-
-
-@contextmanager
-def _room() -> Iterator[None]:
-    """Say in one line that the disk is full."""
-    try:
-        yield
-    except sqlite3.OperationalError as exc:
-        raise UsageError(
-            f"The ids cannot be kept in the folder for temporary files ({exc}): make room, or set TMPDIR to another."
-        ) from exc

@@ -5,12 +5,14 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 
-from producer.candidates import Candidates
+from producer.candidates import Candidates, CandidatesLike, read_candidates
 from producer.chunking import PairChunk, cut_pairs, utf8_bytes
 from producer.corpus import Opened, submission_key
 from producer.matching import Matching
+from producer.pair_records import OpenedRecords, RecordsLike, read_records
 from producer.text_blocks import BlockPacker, TextBlock
-from producer.texts import Texts
+from producer.texts import Texts, TextsLike, read_texts
+from tasks.errors import UsageError
 from tasks.settings import Settings
 
 #: Texts whose places are noted at a time.
@@ -62,9 +64,47 @@ class OpenedPairs(Opened):
             for texts in (self._queries, self._documents):
                 matching.add_texts(texts)
             if self._candidates is not None:
-                self.warnings += matching.add_candidates(self._candidates, self._documents)
+                self.warnings += matching.add_candidates(self._candidates)
             self._matching = matching
         return self._matching
+
+
+def read_pairs(
+    queries: TextsLike | None,
+    documents: TextsLike | None,
+    candidates: CandidatesLike | None,
+    pairs: RecordsLike | None,
+    **fields: str,
+) -> OpenedPairs | OpenedRecords:
+    """Open whatever `Client.score` takes.
+
+    Args:
+        queries: with documents, and candidates if there are any; or none of them.
+        documents: as above.
+        candidates: as above.
+        pairs: or these.
+        fields: query_field, doc_field, query_id_field, doc_id_field, as far as they are not the usual ones.
+
+    Raises:
+        BadInput: a file is not there or cannot be read.
+        UsageError: these do not go together.
+    """
+    if pairs is not None:
+        if queries is not None or documents is not None or candidates is not None:
+            raise UsageError("Pairs have queries and documents already: give pairs alone, or queries and docs.")
+        return read_records(pairs, **fields)
+    if queries is None or documents is None:
+        raise UsageError("Nothing to score: give queries and docs, or pairs.")
+    return OpenedPairs(
+        read_texts("query", queries, **_fields_of("query", fields)),
+        read_texts("document", documents, **_fields_of("doc", fields)),
+        None if candidates is None else read_candidates(candidates),
+    )
+
+
+def _fields_of(side: str, fields: dict[str, str]) -> dict[str, str]:
+    names = {f"{side}_field": "text_field", f"{side}_id_field": "id_field"}
+    return {names[name]: field for name, field in fields.items() if name in names}
 
 
 def _blocks(texts: Texts, matching: Matching, packer: BlockPacker) -> Iterator[TextBlock]:

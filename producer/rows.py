@@ -176,6 +176,13 @@ def list_names(names: Iterable[str]) -> str:
     return ", ".join(quoted) + (f" and {n_more} more" if n_more else "")
 
 
+def count_of(number: int, noun: str) -> str:
+    """Return a number of things for a message, such as ``2 queries``."""
+    if number != 1:
+        noun = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number:,} {noun}"
+
+
 def quote(name: object) -> str:
     """Quote a field name for a message: one line, at most 40 characters, nothing a terminal chokes on."""
     text = str(name)
