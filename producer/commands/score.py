@@ -13,8 +13,9 @@ from producer.commands import options as shared
 from producer.commands.submitting import Order, check_order, print_estimate, run_order
 from producer.corpus import Opened
 from producer.estimate import estimate_pairs
-from producer.pairs import OpenedPairs
 from producer.extensions import check_top_k
+from producer.pair_records import open_records
+from producer.pairs import OpenedPairs
 from producer.texts import open_texts
 from producer.writers import check_out
 from tasks.errors import UsageError
@@ -176,9 +177,7 @@ def _open(
     if pairs is not None:
         if queries is not None or docs is not None or candidates is not None:
             raise UsageError("--pairs has queries and documents already: leave out --queries, --docs and --candidates.")
-        from producer.pairs import open_pairs
-
-        return open_pairs([pairs], stdin_format=stdin_format, **fields)
+        return open_records([pairs], stdin_format=stdin_format, **fields)
     if queries is None or docs is None:
         raise UsageError("Nothing to score: give --queries FILE and --docs FILE, or --pairs FILE.")
     if [queries, docs, candidates].count("-") > 1:
@@ -202,8 +201,6 @@ def _agree(opened: Opened, *, is_agreed: bool) -> None:
         return
     with shared.err.status("reading ids"):
         n_pairs = opened.n_pairs
-    for warning in opened.warnings:
-        shared.err.print(f"penstock: {warning}", markup=False)
     shared.err.print(f"pairs: {n_pairs:,}", markup=False)
     if n_pairs <= MANY_PAIRS or is_agreed:
         return

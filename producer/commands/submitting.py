@@ -197,6 +197,8 @@ def _submit_and_wait(client: Client, spec: JobSpec, order: Order) -> Job | None:
 
         try:
             job = client.submit(spec, order.corpus, show)
+            for warning in order.corpus.warnings:
+                shown.say(f"penstock: {warning}")
             if order.missing_id and unnamed:
                 shown.say(f"penstock: {unnamed:,} rows have no {order.missing_id}; their ids are row numbers.")
             if order.detach:

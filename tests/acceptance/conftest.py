@@ -180,10 +180,11 @@ class Cluster:
         self.server.stop()
         self.server.start()
 
-    def start_worker(self, model: str, processes: int = 2) -> Started:
+    def start_worker(self, model: str, processes: int = 2, operation: str = "encode") -> Started:
         """Start a worker and wait until all its slots are ready."""
         before = len(self.slots())
-        worker = self.shell.start("worker", "--model", model, "--devices", "cpu", "--processes-per-device", processes)
+        what = ("--operation", operation, "--model", model)
+        worker = self.shell.start("worker", *what, "--devices", "cpu", "--processes-per-device", processes)
         wait_until(lambda: len(self.slots()) >= before + processes, "the slots are ready")
         return worker
 
