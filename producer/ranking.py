@@ -1,7 +1,8 @@
 """Pairs of query and document, ranked one query at a time.
 
-A query's pairs stand together in the order of the job, so what is in memory is one query (some 100 bytes a pair and
-its ids), and the id of every query that passed (some 150 bytes each), by which one that comes back is noticed.
+A query's pairs stand together in the order of the job, so what is in memory is one query (measured: up to 600 bytes a
+pair while it is written as text), and the id of every query that passed (some 150 bytes each), by which one that comes
+back is noticed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ log = logging.getLogger(__name__)
 
 #: The best first; equal scores by document id, byte by byte, so that the same scores give the same ranking.
 _ORDER = [("score", "descending"), ("doc_id", "ascending")]
+
+
+#: Ranked rows that are written at a time, at least: a table a query would be a record batch of a few rows each.
+TABLE_ROWS = 10_000
 
 
 class Ranking(NamedTuple):
@@ -63,10 +68,18 @@ def best_rows(tables: Iterable[pa.Table], top_k: int | None) -> Iterator[pa.Tabl
     if top_k is None:
         yield from tables
         return
-    n_failed = 0
+    n_failed = n_held = 0
+    held: list[pa.Table] = []
     for ranking in rank(tables, top_k):
         n_failed += len(ranking.failed)
-        yield ranking.best
+        n_held += len(ranking.best)
+        if len(ranking.best):
+            held.append(ranking.best)
+        if n_held >= TABLE_ROWS:
+            yield _as_one(held)
+            held, n_held = [], 0
+    if held:
+        yield _as_one(held)
     warn_of_failed(n_failed)
 
 
@@ -96,6 +109,10 @@ def _queries(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         held.append(piece)
     if held:
         yield pa.concat_tables(held)
+
+
+def _as_one(tables: list[pa.Table]) -> pa.Table:
+    return pa.concat_tables(tables).combine_chunks()
 
 
 def _runs(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

@@ -34,7 +34,9 @@ def chunk(first_row: int, pairs: Sequence[Scored]) -> pa.Table:
         }
     )
     computed = Computed(
-        values=np.array([[pair.score or 0.0] for pair in pairs], np.float32).reshape(len(pairs), 1),
+        values=np.array([[0.0 if pair.score is None else pair.score] for pair in pairs], np.float32).reshape(
+            len(pairs), 1
+        ),
         n_tokens=np.full(len(pairs), 7, np.int32),
         truncated=np.zeros(len(pairs), bool),
         errors=["it failed" if pair.score is None else None for pair in pairs],

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from producer import ranking
 from producer.ranking import best_rows, rank
 from tasks.errors import UsageError
 from tests.scores import Scored, chunk, chunks
@@ -49,8 +50,8 @@ def plainly(pairs: list[Scored]) -> dict[str, list[tuple[str, float]]]:
 def ranked(tables: list[pa.Table], top_k: int | None = None) -> dict[str, list[tuple[str, float]]]:
     """Return what ``rank`` makes of tables."""
     return {
-        ranking.query_id: list(zip(ranking.best["doc_id"].to_pylist(), ranking.best["score"].to_pylist(), strict=True))
-        for ranking in rank(tables, top_k)
+        one.query_id: list(zip(one.best["doc_id"].to_pylist(), one.best["score"].to_pylist(), strict=True))
+        for one in rank(tables, top_k)
     }
 
 
@@ -74,19 +75,19 @@ def test_a_cut_ranking_is_the_head_of_the_whole_one(drawn, top_k):
 def test_every_distinct_pair_is_ranked_or_failed(drawn):
     """None is lost, none is in both, and no rank is without a number."""
     pairs, tables = drawn
-    for ranking in rank(tables, None):
-        best, failed = ranking.best["doc_id"].to_pylist(), ranking.failed["doc_id"].to_pylist()
-        assert sorted(best + failed) == sorted({pair.doc for pair in pairs if pair.query == ranking.query_id})
-        assert np.isfinite(ranking.best["score"].to_numpy()).all()
-        assert ranking.failed["error"].null_count == 0
+    for one in rank(tables, None):
+        best, failed = one.best["doc_id"].to_pylist(), one.failed["doc_id"].to_pylist()
+        assert sorted(best + failed) == sorted({pair.doc for pair in pairs if pair.query == one.query_id})
+        assert np.isfinite(one.best["score"].to_numpy()).all()
+        assert one.failed["error"].null_count == 0
 
 
 @pytest.mark.parametrize("strange", [np.nan, np.inf, -np.inf])
 def test_a_score_that_is_no_number_is_in_no_ranking(strange):
     """Nothing can be said to be better or worse than it."""
-    (ranking,) = rank([chunk(0, [Scored("q", "a", strange), Scored("q", "b", 1.0)])], None)
-    assert ranking.best["doc_id"].to_pylist() == ["b"]
-    assert ranking.failed["doc_id"].to_pylist() == ["a"]
+    (one,) = rank([chunk(0, [Scored("q", "a", strange), Scored("q", "b", 1.0)])], None)
+    assert one.best["doc_id"].to_pylist() == ["b"]
+    assert one.failed["doc_id"].to_pylist() == ["a"]
 
 
 def test_of_equal_pairs_the_first_counts_and_their_number_is_said(caplog):
@@ -123,7 +124,7 @@ def test_the_best_rows_have_all_columns_and_failed_pairs_are_counted(caplog):
     """A user sees which pair of the job each one is, and that some are not there."""
     pairs = [Scored("q", "a", None), Scored("q", "b", 0.1), Scored("q", "c", 0.2), Scored("r", "a", None)]
     with caplog.at_level(logging.WARNING):
-        best, none = best_rows(chunks(pairs), 1)
+        (best,) = best_rows(chunks(pairs), 1)
     assert best.to_pylist() == [
         {
             "row": 2,
@@ -135,10 +136,16 @@ def test_the_best_rows_have_all_columns_and_failed_pairs_are_counted(caplog):
             "error": None,
         }
     ]
-    assert (len(none), none.schema) == (0, best.schema)
     assert [record.getMessage() for record in caplog.records] == [
         "2 pairs have an error and are in no ranking; `penstock status` names them"
     ]
+
+
+def test_the_best_rows_of_many_queries_are_tables_of_some_size(monkeypatch):
+    """A file of a record batch for each query would be mostly their heads."""
+    monkeypatch.setattr(ranking, "TABLE_ROWS", 3)
+    tables = chunks([Scored(f"q{i}", doc, 0.5) for i in range(4) for doc in "abc"], [5])
+    assert [table["row"].to_pylist() for table in best_rows(tables, 2)] == [[0, 1, 3, 4], [6, 7, 9, 10]]
 
 
 def test_one_query_is_in_memory_at_a_time():
