@@ -28,6 +28,7 @@ from producer.submission import PATIENCE_S, submit
 from producer.texts import TextsLike
 from producer.writers import check_kept
 from tasks import broker, delivery, manifest, weights
+from tasks.blocks import BlockCache
 from tasks.errors import (
     BadInput,
     JobFailed,
@@ -147,6 +148,8 @@ class Client:
             self._workers.stop()
         removes = self.run is not None and self.is_owner and keeping.is_over(self.office, self.run)
         self.ledger.redis.close()
+        if removes and self.run is not None and self.store.url == self.run.own_store_url:
+            BlockCache(self.settings.blocks_folder, 0, self.store.get, self.store_id).clear()
         if self._server is not None:
             self._server.stop(removes=removes)
 

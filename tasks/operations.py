@@ -9,8 +9,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from tasks import tables
+from tasks import keys, tables
 from tasks.blocks import BlockCache
+from tasks.errors import DamagedObject
 from tasks.options import EncodeOptions, Operation, ScoreOptions
 from tasks.ports import Computed, Encoder, Pair, Scorer
 
@@ -129,8 +130,16 @@ def _look_up(
     distinct, at = np.unique(wanted, axis=0, return_inverse=True)
     ids: list[str] = []
     texts: list[str] = []
-    for block in np.unique(distinct[:, 0]):
-        found = cache.get(job, int(block)).take(distinct[distinct[:, 0] == block, 1])
+    for block in np.unique(distinct[:, 0]).tolist():
+        found = _take(cache.get(job, block), distinct[distinct[:, 0] == block, 1], keys.texts_path(job, block))
         ids += found["id"].to_pylist()
         texts += found["text"].to_pylist()
-    return [ids[i] for i in at], [texts[i] for i in at]
+    order = at.reshape(-1).tolist()  # NumPy 2.0 alone returns (n_rows, 1)
+    return [ids[i] for i in order], [texts[i] for i in order]
+
+
+def _take(block: pa.Table, places: np.ndarray, key: str) -> pa.Table:
+    try:
+        return block.take(places)
+    except IndexError as exc:
+        raise DamagedObject(f"{key} has fewer texts than a chunk refers to.", key=key) from exc

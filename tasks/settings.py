@@ -206,6 +206,11 @@ class Settings(BaseSettings):
                 f"{named or CONFIG_FILE}: not a YAML file with one `setting: value` a line{where}."
             ) from exc
 
+    @property
+    def blocks_folder(self) -> Path:
+        """Where the workers of this host keep text blocks."""
+        return self.state_dir.expanduser() / "blocks"
+
     def environment(self) -> dict[str, str]:
         """Return these settings as PENSTOCK_* variables, for a child process."""
         values = self.model_dump(mode="json", exclude_none=True)

@@ -45,10 +45,12 @@ class Slot:
     _worked: tuple[str, float] = ("", 0.0)
 
     def __post_init__(self) -> None:
-        folder = self.settings.state_dir.expanduser() / "blocks" / (self.status.store_id or "unknown")
         #: Text blocks of scoring jobs.
         self.blocks = BlockCache(
-            folder, self.settings.block_cache_bytes, lambda key: self.patiently(lambda: self.store.get(key))
+            self.settings.blocks_folder,
+            self.settings.block_cache_bytes,
+            lambda key: self.patiently(lambda: self.store.get(key)),
+            self.status.store_id,
         )
 
     @property

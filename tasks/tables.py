@@ -180,7 +180,7 @@ def to_bytes(table: pa.Table, metadata: Mapping[str, str] | None = None) -> byte
     return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
 
 
-def from_bytes(data: bytes, name: str) -> pa.Table:
+def from_bytes(data: bytes | pa.Buffer, name: str) -> pa.Table:
     """Read a table back whose bytes are known to be right.
 
     Args:
@@ -196,7 +196,7 @@ def from_bytes(data: bytes, name: str) -> pa.Table:
         raise DamagedObject(f"{name} is damaged: {len(data)} bytes that are no whole Arrow file.", key=name) from exc
 
 
-def read_whole(data: bytes, name: str) -> pa.Table:
+def read_whole(data: bytes | pa.Buffer, name: str) -> pa.Table:
     """Read a table back whose bytes may have suffered, and compare its content with its hash.
 
     Raises:
@@ -227,12 +227,12 @@ def read_input(data: bytes, name: str, operation: Operation = "encode") -> pa.Ta
     return _read_sent(data, name, _INPUTS[operation])
 
 
-def read_block(data: bytes, name: str) -> pa.Table:
+def read_block(data: bytes | pa.Buffer, name: str) -> pa.Table:
     """Do the same for a text block."""
     return _read_sent(data, name, _BLOCK)
 
 
-def _read_sent(data: bytes, name: str, schema: pa.Schema) -> pa.Table:
+def _read_sent(data: bytes | pa.Buffer, name: str, schema: pa.Schema) -> pa.Table:
     try:
         return _as_sent(read_whole(data, name), name, schema)
     except DamagedObject as exc:
