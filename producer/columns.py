@@ -29,12 +29,14 @@ class Layout:
         value: the column with what the model made of it; null in a row with an error.
         is_vector: whether a value is several numbers, or one.
         noun: what rows are called where a person reads of them.
+        pace: what rows in a second are called; a pair is one document read.
     """
 
     ids: tuple[str, ...]
     value: str
     is_vector: bool
     noun: str
+    pace: str
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -43,8 +45,8 @@ class Layout:
 
 
 LAYOUTS: dict[Operation, Layout] = {
-    "encode": Layout(("id",), "vector", is_vector=True, noun="rows"),
-    "score": Layout(("query_id", "doc_id"), "score", is_vector=False, noun="pairs"),
+    "encode": Layout(("id",), "vector", is_vector=True, noun="rows", pace="rows/s"),
+    "score": Layout(("query_id", "doc_id"), "score", is_vector=False, noun="pairs", pace="documents/s"),
 }
 
 #: Type of a kept field -> Arrow type of its column.

@@ -250,7 +250,7 @@ class Job:
             # Whoever else collects this job may do the same: the first one reopens the chunk, all wait for it.
             _, _, tickets = retry_transient(lambda: self._reopen(damaged.chunk), for_s=PATIENCE_S)
             delivery.publish_or_leave(self._client.app, self.spec, tickets)
-            self._client.start_workers(str(self.spec.model))
+            self._client.start_workers(str(self.spec.model), operation=self.spec.operation)
             self.follow(Progress(enabled=False))
 
     def _check_input(self, chunk: int) -> None:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
+from producer.columns import LAYOUTS
 from tasks.records import JobStatus
 from tasks.workforce import SlotStatus
 
@@ -102,9 +103,10 @@ class Progress:
         rows_per_s, tokens_per_s = self._rates(status)
         total = f"{status.rows:,}" if status.is_sealed else f"{status.rows:,}+"
         left = status.rows - status.rows_done
-        parts = [f"{status.rows_done:,}/{total} rows"]
+        layout = LAYOUTS[status.spec.operation]
+        parts = [f"{status.rows_done:,}/{total} {layout.noun}"]
         if rows_per_s:
-            parts += [f"{rows_per_s:,.0f} rows/s", f"{tokens_per_s:,.0f} tokens/s"]
+            parts += [f"{rows_per_s:,.0f} {layout.pace}", f"{tokens_per_s:,.0f} tokens/s"]
             if status.is_sealed and left:
                 parts.append(f"{_duration(left / rows_per_s)} left")
         if status.failed_rows:

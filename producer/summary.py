@@ -1,4 +1,4 @@
-"""What a finished job was: the end of `penstock encode` for people and for scripts."""
+"""What a finished job was: the end of `penstock encode` and `penstock score` for people and for scripts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from producer.columns import LAYOUTS, Layout
 from tasks.records import JobStatus
 
 
@@ -16,12 +17,14 @@ def summary(status: JobStatus, *, out: Sequence[str], seconds: float | None, wor
     """Return the JSON object of a job.
 
     ``seconds`` is of the whole command, ``work_seconds`` from the first chunk taken to the last receipt;
-    ``tokens_per_second`` is over the latter, ``finished_ms`` by the broker's clock. ``tokens`` are those of every row.
+    ``rows_per_second`` and ``tokens_per_second`` are over the latter, ``finished_ms`` by the broker's clock. Rows of a
+    scoring job are pairs, so that its rows per second are documents per second. ``tokens`` are those of every row.
     ``padded_tokens`` counts what went through the model, padding included, and so neither the rows that took the vector
     of an equal text (``duplicate_rows``) nor those that had one in the cache (``cached_rows``).
     """
     return {
         "job": status.spec.job,
+        "operation": status.spec.operation,
         "name": status.spec.name,
         "state": status.state,
         "reason": status.reason,
@@ -41,6 +44,7 @@ def summary(status: JobStatus, *, out: Sequence[str], seconds: float | None, wor
         "seconds": None if seconds is None else round(seconds, 3),
         "work_seconds": round(status.work_s, 3),
         "finished_ms": status.finished_ms,
+        "rows_per_second": round(status.rows_done / status.work_s, 1) if status.work_s else None,
         "tokens_per_second": round(status.tokens / status.work_s, 1) if status.work_s else None,
         "stage_seconds": {stage: round(value, 3) for stage, value in status.seconds.items()},
         "workers": workers,
@@ -52,19 +56,15 @@ def print_summary(result: dict[str, Any], console: Console) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     stages = "  ".join(f"{stage} {value:.1f}" for stage, value in result["stage_seconds"].items() if stage != "idle")
     truncated, failed = result["truncated_rows"], result["failed_rows"]
-    workers = result["workers"]
-    speed = result["tokens_per_second"]
+    layout = LAYOUTS[result["operation"]]
     lines = [
         ("job", f"{result['job']} ({result['state']}{': ' + result['reason'] if result['reason'] else ''})"),
-        ("rows", f"{result['rows_done']:,} of {result['rows']:,}; {truncated:,} truncated, {failed:,} failed"),
+        (layout.noun, f"{result['rows_done']:,} of {result['rows']:,}; {truncated:,} truncated, {failed:,} failed"),
         *_reused(result),
         ("tokens", f"{result['tokens']:,}; {_computed(result)}"),
         ("seconds", f"{stages}  (summed over slots)"),
         *_device(result["stage_seconds"]),
-        (
-            "speed",
-            f"{speed or 0:,.0f} tokens/s over {result['work_seconds']:.1f} s, {workers} worker{'s' * (workers != 1)}",
-        ),
+        ("speed", _speed(result, layout)),
     ]
     if result["out"]:
         out = result["out"]
@@ -72,6 +72,15 @@ def print_summary(result: dict[str, Any], console: Console) -> None:
     for name, value in lines:
         table.add_row(f"[bold]{name}[/bold]", escape(value))
     console.print(table, soft_wrap=True, highlight=False)
+
+
+def _speed(result: dict[str, Any], layout: Layout) -> str:
+    """Say how fast it was: rerankers are compared by documents, encoders by tokens."""
+    workers = result["workers"]
+    speed = f"{result['tokens_per_second'] or 0:,.0f} tokens/s"
+    if not layout.is_vector:
+        speed = f"{result['rows_per_second'] or 0:,.0f} {layout.pace}, {speed}"
+    return f"{speed} over {result['work_seconds']:.1f} s, {workers} worker{'s' * (workers != 1)}"
 
 
 def _reused(result: dict[str, Any]) -> list[tuple[str, str]]:

@@ -13,12 +13,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from producer.client import Client
+from producer.columns import LAYOUTS
 from producer.commands import options as shared
 from producer.commands.options import INTERRUPTED
 from producer.job import Job, troubles
 from producer.runs import runs
 from producer.summary import print_summary, summary
-from producer.writers import check_out
 from tasks.errors import JobFailed, UsageError
 from tasks.records import JobStatus
 from tasks.settings import Settings
@@ -28,7 +28,14 @@ SHOWN_ERRORS = 10
 
 Out = Annotated[
     str,
-    typer.Option("--out", metavar="FILE", help=".npy .parquet .arrow .jsonl, or a folder or URL ending in /."),
+    typer.Option(
+        "--out",
+        metavar="FILE",
+        help=".npy .parquet .arrow .jsonl, of scores also .trec and .run; or a folder or URL ending in /.",
+    ),
+]
+TopK = Annotated[
+    int | None, typer.Option("--top-k", metavar="K", help="Scores: best documents of a query. Default: all.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing --out.")]
 
@@ -81,7 +88,8 @@ def status(
         return
     print_summary(result, shared.out)
     for error in result["errors"]:
-        shared.out.print(f"row {error['row']} (id {error['id']}): {error['error']}", markup=False)
+        ids = ", ".join(f"{name} {error[name]}" for name in LAYOUTS[result["operation"]].ids)
+        shared.out.print(f"row {error['row']} ({ids}): {error['error']}", markup=False)
     for slot, why in result["refusals"].items():
         shared.out.print(f"{slot} refuses: {why}", markup=False)
     for trouble, names in result["troubles"].items():
@@ -106,20 +114,20 @@ def wait(
         raise typer.Exit(JobFailed.exit_code)
 
 
-def collect(
+def collect(  # noqa: PLR0913 - one parameter an option
     job: shared.JobId,
     out: Out,
+    top_k: TopK = None,
     overwrite: Overwrite = False,
     broker: shared.Broker = None,
     store: shared.Store = None,
     as_json: shared.AsJson = False,
 ) -> None:
     """Write the results of a finished job. An embedded run's state folder goes when that succeeded."""
-    check_out(out, overwrite=overwrite)
     started = time.monotonic()
     with shared.client_of(job, broker, store) as client:
         found = client.job(job)
-        written = found.collect(out, overwrite=overwrite)
+        written = found.collect(out, top_k=top_k, overwrite=overwrite)
         result = summary(found.status(), out=written, seconds=time.monotonic() - started, workers=0)
     _print(result, as_json=as_json)
     if result["failed_rows"]:
@@ -205,10 +213,10 @@ def _work_on(client: Client, job: Job) -> None:
         return
     if not client.ledger.is_sealed(job.id):
         raise UsageError(
-            f"Job {job.id} was interrupted before its corpus was read to the end; run the same `penstock encode` "
-            "command again to go on."
+            f"Job {job.id} was interrupted before its corpus was read to the end; run the same `penstock "
+            f"{job.spec.operation}` command again to go on."
         )
-    client.start_workers(str(job.spec.model))
+    client.start_workers(str(job.spec.model), operation=job.spec.operation)
 
 
 def _follow(job: Job) -> JobStatus:

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from producer.summary import print_summary, summary
+from tasks.options import ScoreOptions
 from tasks.records import STAGES, read_status
 
 FIELDS = {
@@ -30,8 +31,10 @@ FIELDS = {
 def shown(make_spec):
     """Return a function that prints the summary of a job of which the ledger has these fields."""
 
-    def show(**fields):
-        status = read_status(make_spec(job="encode-0001"), {**FIELDS, **{name: str(fields[name]) for name in fields}})
+    def show(spec=None, **fields):
+        status = read_status(
+            make_spec(job="encode-0001", **(spec or {})), {**FIELDS, **{name: str(fields[name]) for name in fields}}
+        )
         text = io.StringIO()
         print_summary(summary(status, out=["v.npy"], seconds=31.0, workers=2), Console(file=text, width=80))
         return [line.rstrip() for line in text.getvalue().splitlines()]
@@ -50,6 +53,13 @@ def test_a_person_sees_a_few_lines(shown):
         "speed    6,000 tokens/s over 30.0 s, 2 workers",
         "written  v.npy",
     ]
+
+
+def test_pairs_are_told_with_documents_a_second(shown):
+    """By which rerankers are compared; a pair is one document read."""
+    lines = shown(spec={"options": ScoreOptions()})
+    assert lines[1] == "pairs    20,000 of 20,000; 0 truncated, 0 failed"
+    assert lines[5] == "speed    667 documents/s, 6,000 tokens/s over 30.0 s, 2 workers"
 
 
 def test_rows_that_needed_no_model_have_a_line(shown):
