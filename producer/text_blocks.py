@@ -49,11 +49,6 @@ class BlockPacker:
         self._open = TextBlock(0)
         self._n_bytes = 0
 
-    @property
-    def n_full(self) -> int:
-        """How many blocks nothing is added to any more."""
-        return self._open.number
-
     def add(self, id_: str, text: str) -> Place:
         """Add a text and return where it lies."""
         if self._n_bytes >= BLOCK_BYTES:
