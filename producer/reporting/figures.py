@@ -121,26 +121,28 @@ def stages(tally: Tally, slots: Sequence[SlotTally]) -> Markup:
         return to_svg(figure, "stages", "Share of the slots' time in the model, without it, reading and tokenising.")
 
 
-def lengths(tally: Tally) -> Markup:
-    """Draw how many rows have how many tokens."""
+def lengths(tally: Tally, noun: str) -> Markup:
+    """Draw how many rows have how many tokens; noun is what rows are called."""
     firsts, rows, truncated = tally.lengths.counts()
     width = tally.lengths.width
     with drawing(2.9) as figure:
         axes = figure.add_subplot()
-        axes.bar(firsts, rows, width, align="edge", color=COLOURS["model"], label="rows")
+        axes.bar(firsts, rows, width, align="edge", color=COLOURS["model"], label=noun)
         if truncated.any():
-            axes.bar(firsts, truncated, width, align="edge", color=COLOURS["warn"], label="truncated rows")
+            axes.bar(firsts, truncated, width, align="edge", color=COLOURS["warn"], label=f"truncated {noun}")
             axes.axvline(tally.lengths.limit, color=COLOURS["warn"], linestyle="--", linewidth=1.2)
         used = rows[rows > 0]
         if used.max() > LOGARITHMIC * used.min():
             axes.set_yscale("log")
             axes.set_ylim(bottom=0.7)
         axes.set_xlim(0, firsts[-1] + width)
-        axes.set_xlabel("tokens of a row, as far as the model takes them")
-        axes.set_ylabel("rows")
+        axes.set_xlabel(f"tokens of a {noun.removesuffix('s')}, as far as the model takes them")
+        axes.set_ylabel(noun)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         figure.legend(loc="outside upper right", ncols=2)
-        return to_svg(figure, "lengths", f"Rows by their number of tokens, {tally.lengths.most:,} at most.")
+        return to_svg(
+            figure, "lengths", f"{noun.capitalize()} by their number of tokens, {tally.lengths.most:,} at most."
+        )
 
 
 def walls(tally: Tally) -> Markup:

@@ -12,6 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from producer.columns import LAYOUTS, Layout
 from producer.reporting import figures
 from producer.reporting.receipts import length_stride
 from producer.reporting.tally import SlotTally, Tally
@@ -35,7 +36,7 @@ class Findings:
     Attributes:
         status: the job when the report began.
         tally: what its receipts come to.
-        errors: row number, id and error of the first rows that failed.
+        errors: row number, ids and error of the first rows that failed.
         refusals: which slots refused the job, and why.
         read_at: when the report began, Unix time.
     """
@@ -60,7 +61,11 @@ def _context(found: Findings) -> dict[str, Any]:
     slots = tally.ordered_slots()
     idlest = sorted(slots, key=lambda slot: -(slot.totals.idle_share or 0.0))[: figures.MOST_STAGE_ROWS]
     shown_idle = [slot for slot in slots if slot in idlest]
+    layout = LAYOUTS[status.spec.operation]
     return {
+        "layout": layout,
+        "noun": layout.noun,
+        "one": layout.noun.removesuffix("s"),
         "status": status,
         "tally": tally,
         "errors": found.errors,
@@ -73,15 +78,15 @@ def _context(found: Findings) -> dict[str, Any]:
         "lane_slots": slots[: figures.MOST_LANES],
         "idle_slots": shown_idle,
         "missing": _missing(status, tally),
-        "padding": _padding(tally),
+        "padding": _padding(tally, layout),
         "length_stride": length_stride(status.chunks),
         "median_s": tally.walls.at(0.5),
         "clocks_differ": status.work_s > 0 and tally.span_s > (1 + CLOCK_SHARE) * status.work_s + CLOCK_S,
-        "pictures": _pictures(tally, slots, shown_idle),
+        "pictures": _pictures(tally, slots, shown_idle, layout),
     }
 
 
-def _pictures(tally: Tally, slots: list[SlotTally], idlest: list[SlotTally]) -> dict[str, Any]:
+def _pictures(tally: Tally, slots: list[SlotTally], idlest: list[SlotTally], layout: Layout) -> dict[str, Any]:
     """Return the plots of which there is something to draw."""
     pictures: dict[str, Any] = dict.fromkeys(("throughput", "lanes", "walls", "stages", "lengths"))
     if tally.span_s:
@@ -94,7 +99,7 @@ def _pictures(tally: Tally, slots: list[SlotTally], idlest: list[SlotTally]) -> 
         if tally.totals.known_s:
             pictures["stages"] = figures.stages(tally, idlest)
     if tally.lengths.n_rows:
-        pictures["lengths"] = figures.lengths(tally)
+        pictures["lengths"] = figures.lengths(tally, layout.noun)
     return pictures
 
 
@@ -104,21 +109,24 @@ def _missing(status: JobStatus, tally: Tally) -> list[tuple[int, int]]:
     return [*tally.gaps, *rest]
 
 
-def _padding(tally: Tally) -> str:
+def _padding(tally: Tally, layout: Layout) -> str:
     """Say how much of what went through the model was padding, as far as that is known."""
     if tally.padding_share is None:
-        return "How much of that was padding is not known: rows that failed, or whose vector was at hand, hide it."
+        hiding = f"{layout.noun} that failed, or whose {layout.value} was at hand, hide it"
+        return f"How much of that was padding is not known: {hiding}."
     if tally.computed.chunks == tally.totals.chunks:
         return f"{_percent(tally.padding_share)} of what went through was padding."
     share, chunks = _percent(tally.padding_share), _number(tally.computed.chunks)
     return (
-        f"In the {chunks} chunks of which every row went through, {share} was padding; of the others it is not known."
+        f"In the {chunks} chunks of which all {layout.noun} went through, {share} was padding; of the others it is not "
+        "known."
     )
 
 
 def _options(options: Options) -> dict[str, str]:
-    """Return the options that are not the defaults."""
+    """Return the options that are not the defaults, of a template its name."""
     given = options.model_dump(mode="json", exclude_defaults=True)
+    given = {name: value["name"] if isinstance(value, dict) else value for name, value in given.items()}
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
     return {name: text if len(text) <= MOST_OPTION else f"{text[:MOST_OPTION]}…" for name, text in texts.items()}
 

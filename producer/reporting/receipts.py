@@ -1,4 +1,4 @@
-"""The receipts of a job, read from its results without their vectors.
+"""The receipts of a job, read from its results without their vectors or scores.
 
 A result is an Arrow file: the schema with the receipt stands at its end, the column of token counts right before it.
 So a receipt costs one short range of the object, and the lengths of its rows one more.
@@ -16,11 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from producer.columns import LAYOUTS
 from producer.submission import PATIENCE_S
 from tasks import keys
 from tasks.errors import DamagedObject
 from tasks.ledger import Ledger
-from tasks.messages import Receipt
+from tasks.messages import JobSpec, Receipt
 from tasks.records import JobStatus, Recorded
 from tasks.retrying import retry_transient
 from tasks.store import Store
@@ -31,17 +32,17 @@ PAGE_CHUNKS = 1024
 AHEAD = 16
 #: Chunks from whose rows the lengths of texts are taken: of more chunks every second, third, ... one.
 LENGTH_CHUNKS = 10_000
-#: Bytes at the end of a result that are read at once: its schema with the receipt has some 1 kB, ...
+#: Bytes at the end of a result that are read at once: its schema with the receipt has some 1 kB beside the options, ...
 TAIL_BYTES = 4096
-#: ... and beside its vector a row has a number, a bit and, of an error, a sentence.
+#: ... and beside its value a row has a number, a bit and, of an error, a sentence.
 ROW_BYTES = 9
-#: Where the columns n_tokens, truncated and error stand in a result.
-NOTES = [3, 4, 5]
+#: The columns of a result that tell of the texts and of failures.
+NOTES = ("n_tokens", "truncated", "error")
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """The rows of a chunk that have a vector.
+    """The rows of a chunk that have a vector or score.
 
     Attributes:
         tokens: (n_rows,) tokens that were fed.
@@ -70,14 +71,14 @@ class Told:
 
 def read_receipts(ledger: Ledger, store: Store, status: JobStatus) -> Iterator[Told]:
     """Yield what the result of each recorded chunk tells, in the order of the chunks. The memory is flat."""
-    job, every = status.spec.job, length_stride(status.chunks)
+    spec, every = status.spec, length_stride(status.chunks)
     with ThreadPoolExecutor(AHEAD, thread_name_prefix="report") as pool:
         waiting: deque[Future[Told]] = deque()
         for first in range(0, status.chunks, PAGE_CHUNKS):
             count = min(PAGE_CHUNKS, status.chunks - first)
-            for record in retry_transient(_page_reader(ledger, job, first, count), for_s=PATIENCE_S):
+            for record in retry_transient(_page_reader(ledger, spec.job, first, count), for_s=PATIENCE_S):
                 has_lengths = record.chunk % every == 0
-                waiting.append(pool.submit(_read, store, job, record, has_lengths=has_lengths))
+                waiting.append(pool.submit(_read, store, spec, record, has_lengths=has_lengths))
                 if len(waiting) > 2 * AHEAD:
                     yield waiting.popleft().result()
         while waiting:
@@ -93,15 +94,17 @@ def _page_reader(ledger: Ledger, job: str, first: int, count: int) -> Callable[[
     return lambda: ledger.recorded(job, first, count)
 
 
-def _read(store: Store, job: str, record: Recorded, *, has_lengths: bool) -> Told:
-    path = keys.result_path(job, record.chunk, record.token)
-    tail_bytes = TAIL_BYTES + ROW_BYTES * record.rows * has_lengths
+def _read(store: Store, spec: JobSpec, record: Recorded, *, has_lengths: bool) -> Told:
+    path = keys.result_path(spec.job, record.chunk, record.token)
+    columns = LAYOUTS[spec.operation].columns
+    notes = [columns.index(name) for name in NOTES]
+    tail_bytes = TAIL_BYTES + len(spec.options.model_dump_json()) + ROW_BYTES * record.rows * has_lengths
 
     def read() -> Told:
         part = _Part(store, path, record.size_bytes, tail_bytes)
-        options = pa.ipc.IpcReadOptions(included_fields=NOTES, use_threads=False)
+        options = pa.ipc.IpcReadOptions(included_fields=notes, use_threads=False)
         with pa.ipc.open_file(pa.PythonFile(part, mode="r"), options=options) as file:
-            receipt = _receipt_of(file.schema, job, record)
+            receipt = _receipt_of(file.schema, spec.job, record)
             return Told(record, receipt, _lengths(file.read_all()) if has_lengths else None)
 
     try:

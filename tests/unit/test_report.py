@@ -8,6 +8,7 @@ import re
 from html.parser import HTMLParser
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from producer.commands import report as command
@@ -19,13 +20,15 @@ from producer.reporting.tally import MOST_SLOWEST, MOST_SPANS, Tally
 from tasks import keys, tables
 from tasks.errors import OutputExists, UsageError
 from tasks.messages import Receipt
-from tasks.options import EncodeOptions
+from tasks.options import EncodeOptions, ScoreOptions, Template
 from tasks.ports import Computed
 from tasks.records import Lease, Recorded, read_status
 from tasks.store import open_store, store_id
 
 #: When the first chunk of a made job is claimed.
 START_S = 1_790_000_000.0
+#: The ledger's fields of a job whose work took two seconds.
+WORKED = {"announced": 1, "first_claim_ms": 1000, "last_record_ms": 3000}
 #: What a made slot is called.
 SLOT = "cpu-0a1b2c@host/0"
 
@@ -270,6 +273,26 @@ def test_a_failed_job_says_why_and_what_is_missing(make_spec):
     assert "41 doc-41 the model failed" in words
 
 
+def test_a_scoring_job_is_told_in_pairs_documents_and_scores(make_spec):
+    """It has no vectors, and a failure names query and document; of a template, its name is enough."""
+    template = Template(
+        name="plain", source="here", instruction="judge", parts=("{query} {document}",), positive="yes", formula="logit"
+    )
+    spec = make_spec(options=ScoreOptions(template=template, instruction="find it"))
+    status = status_of(spec, total=1, recorded=1, rows=10, rows_done=10, failed_rows=1, dim=1, **WORKED)
+    told = Told(Recorded(0, 1, 10, 1, 1, 0), receipt(failed_rows=1), Lengths(np.full(9, 10), np.zeros(9, bool)))
+    errors = [{"row": 3, "query_id": "q-7", "doc_id": "d-9", "error": "the model failed"}]
+    words = Page(render(Findings(status, Tally.of([told]), errors))).words
+    assert "pairs done 10" in words
+    assert "5 documents/s, first claim to last receipt" in words
+    assert "instruction = find it, template = plain" in words
+    assert "9 pairs with a score" in words
+    assert "1 pairs have no score" in words
+    assert "row query_id doc_id error 3 q-7 d-9 the model failed" in words
+    assert "vector" not in words
+    assert not re.search(r"\brows?\b", words.replace("row query_id", ""))
+
+
 def test_nothing_in_a_job_becomes_markup(make_spec):
     """Ids, errors, names and slots come from elsewhere."""
     evil = "<script>alert('$x_')</script>\"&<img src=x onerror=y>"
@@ -324,8 +347,8 @@ def store(tmp_path):
 def make_job(fake_ledger, store, make_spec):
     """Return a function that records chunks with these receipts, each with the tokens of its rows, as slots do."""
 
-    def make(*chunks, damage=None):
-        spec = make_spec()
+    def make(*chunks, damage=None, **fields):
+        spec = make_spec(**fields)
         fake_ledger.create(spec, gate=10_000, ticket_s=60)
         for chunk, (made, _) in enumerate(chunks):
             fake_ledger.announce(spec, chunk, made.rows, 1)
@@ -353,6 +376,10 @@ def result_bytes(lease, made, tokens):
         "penstock.token": str(lease.token),
         "penstock.receipt": json.dumps(made.model_dump(exclude={"size_bytes", "crc32", "write_s"})),
     }
+    if lease.spec.operation == "score":
+        encoded.values = encoded.values[:, :1]
+        heads = pa.table({"row": range(n), "query_id": ids, "doc_id": ids})
+        return tables.to_bytes(tables.score_result(heads, encoded), metadata)
     return tables.to_bytes(tables.encode_result(tables.input_table(0, ids, ids), encoded, "float32"), metadata)
 
 
@@ -370,6 +397,15 @@ def test_receipts_and_lengths_are_read_without_the_vectors(fake_ledger, store, m
     assert told.lengths.tokens.tolist() == lengths[:-3]
     assert told.lengths.truncated.sum() == 1
     assert sum(map(len, read)) < 40_000 < 2000 * 64 * 4
+
+
+def test_receipts_and_lengths_of_scores_are_read_alike(fake_ledger, store, make_job):
+    """Their columns stand at other places."""
+    status = make_job((receipt(rows=5, failed_rows=1), [3, 100, 4, 5, 9]), options=ScoreOptions())
+    (told,) = read_receipts(fake_ledger, store, status)
+    assert told.receipt == receipt(rows=5, failed_rows=1)
+    assert told.lengths.tokens.tolist() == [3, 100, 4, 5]
+    assert told.lengths.truncated.tolist() == [False, True, False, False]
 
 
 def test_of_many_chunks_only_some_tell_lengths(fake_ledger, store, make_job, monkeypatch):
