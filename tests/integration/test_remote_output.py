@@ -19,6 +19,7 @@ from producer.writers import ResultInfo, check_out, write_results
 from tasks.errors import DamagedObject, OutputExists, StoreUnavailable, UsageError
 from tasks.ports import Computed
 from tasks.tables import encode_result, input_table
+from tests.scores import Scored, chunks, info_of
 
 #: Bytes that make an upload of two parts; S3 takes no part but the last below 5 MiB.
 TWO_PARTS = remote_outputs.PART_BYTES + 1
@@ -79,6 +80,49 @@ def test_an_object_is_what_the_local_file_would_be(bucket, tmp_path, name):
     written = write_results(tables, info, f"s3://results/{FOLDER}/{name}", overwrite=False)
     assert written == [f"s3://results/{FOLDER}/{Path(path).name}" for path in local]
     assert content(bucket) == {f"{FOLDER}/{Path(path).name}": Path(path).read_bytes() for path in local}
+    assert drafts_left(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["x.trec", "x.run.gz", "x.jsonl.zst", "x.parquet", "x.npy"])
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_an_object_with_scores_is_what_the_local_file_would_be(bucket, tmp_path, name, top_k):
+    """With the list of errors beside it where it needs one; that of an older object goes."""
+    if name == "x.npy" and top_k:
+        with pytest.raises(UsageError, match="--top-k cannot go with it"):
+            check_out(f"s3://results/{name}", operation="score", top_k=top_k, overwrite=False)
+        return
+    pairs = [Scored(query, f"d{doc}", None if doc == 1 else doc / 7) for query in "qr" for doc in range(4)]
+    for found in (pairs, [pair for pair in pairs if pair.score is not None]):
+        tables, info = chunks(found, [3]), info_of(found)
+        folder = tmp_path / f"{len(found)}"
+        folder.mkdir()
+        local = write_results(tables, info, f"{folder}/{name}", top_k=top_k, overwrite=False)
+        check_out(f"s3://results/{name}", operation="score", top_k=top_k, overwrite=True)
+        write_results(tables, info, f"s3://results/{name}", top_k=top_k, overwrite=True)
+        assert content(bucket) == {Path(path).name: Path(path).read_bytes() for path in local}
+    assert drafts_left(tmp_path) == []
+
+
+def test_the_best_pairs_are_shards_below_the_prefix(bucket, monkeypatch):
+    """As many as there are, with a manifest that says so."""
+    monkeypatch.setattr(shards, "SHARD_ROWS", 3)
+    pairs = [Scored(query, f"d{doc}", doc / 7) for query in "qrs" for doc in range(5)]
+    write_results(chunks(pairs, [4, 9]), info_of(pairs), "s3://results/best/", top_k=2, overwrite=False)
+    manifest = json.loads(content(bucket)["best/manifest.json"])
+    assert (manifest["rows"], [shard["rows"] for shard in manifest["shards"]]) == (6, [3, 3])
+    rows = [pq.read_table(io.BytesIO(content(bucket)[f"best/{shard['rows_file']}"])) for shard in manifest["shards"]]
+    assert pa.concat_tables(rows)["row"].to_pylist() == [4, 3, 9, 8, 14, 13]
+
+
+def test_a_run_that_cannot_be_leaves_the_old_object(bucket, tmp_path):
+    """A query that comes back is noticed before anything is uploaded."""
+    good = [Scored("q", "d", 0.5)]
+    write_results(chunks(good), info_of(good), "s3://results/x.trec", overwrite=False)
+    before = content(bucket)
+    bad = [Scored(query, "d", 0.5) for query in "qrq"]
+    with pytest.raises(UsageError, match="comes back at row 2"):
+        write_results(chunks(bad), info_of(bad), "s3://results/x.trec", overwrite=True)
+    assert content(bucket) == before
     assert drafts_left(tmp_path) == []
 
 
