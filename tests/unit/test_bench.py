@@ -1,4 +1,4 @@
-"""The bench: its plan, its figures, what it shows, and that it notices vectors that are not the same."""
+"""The bench, mostly of encode: its plan, figures, what it shows, and that it notices vectors that are not the same."""
 
 from __future__ import annotations
 
@@ -19,11 +19,17 @@ from tasks.errors import Permanent, UsageError
 from tests.conftest import wait_until
 from tests.fuzz.commands import call
 from workers.bench import __main__ as command
-from workers.bench import agreement, corpus, plan, showing, watching
-from workers.bench.figures import Corpus, Outcome, summarise
-from workers.bench.plan import CEILING, PENSTOCK, SENTENCE_TRANSFORMERS, BenchPlan, Contender
-from workers.bench.rounds import Bench, _best_sizes
-from workers.bench.work import Work
+from workers.bench import batch_sizes, corpus, plan, showing, watching
+from workers.bench.encoding import agreement
+from workers.bench.encoding import plan as encoding_plan
+from workers.bench.encoding.figures import Corpus, summarise
+from workers.bench.encoding.layout import LAYOUT
+from workers.bench.encoding.plan import EncodePlan
+from workers.bench.encoding.subject import EncodeSubject
+from workers.bench.encoding.work import Work
+from workers.bench.figures import Outcome
+from workers.bench.plan import CEILING, PENSTOCK, SENTENCE_TRANSFORMERS, Contender
+from workers.bench.rounds import Bench
 from workers.devices import Device
 
 OURS = Contender(PENSTOCK, 2, 1)
@@ -40,7 +46,7 @@ WORK = Work([(10, 100)], 0)
 
 def read(**changes):
     """Read a plan with some options."""
-    return BenchPlan.read(json.dumps({"model": "a/b", "out": "bench.json", **changes}))
+    return EncodePlan.read(json.dumps({"model": "a/b", "out": "bench.json", **changes}))
 
 
 def result(runs):
@@ -73,25 +79,27 @@ def test_a_wrong_option_is_one_line(changes, line):
 @pytest.mark.parametrize("is_there", [True, False])
 def test_ray_runs_where_it_is_installed(monkeypatch, is_there):
     """Or where it was asked for by name."""
-    monkeypatch.setattr(plan.importlib.util, "find_spec", lambda _: is_there or None)
+    monkeypatch.setattr(encoding_plan.importlib.util, "find_spec", lambda _: is_there or None)
     assert ("ray" in read().peers) == is_there
-    assert set(plan.PEERS) - set(read().peers) <= {"ray"}
-    assert read(peers=list(plan.PEERS)).peers == plan.PEERS
+    assert set(encoding_plan.PEERS) - set(read().peers) <= {"ray"}
+    assert read(peers=list(encoding_plan.PEERS)).peers == encoding_plan.PEERS
 
 
 def test_processes_share_the_cores(monkeypatch):
     """Each number of processes that is asked for, or all up to the cores."""
-    monkeypatch.setattr(plan, "cores", lambda: 4)
+    for module in (plan, encoding_plan):
+        monkeypatch.setattr(module, "cores", lambda: 4)
     assert plan.spread(read()) == [(1, 4), (2, 2), (4, 1)]
     assert plan.spread(read(processes=[3, 8])) == [(3, 1), (8, 1)]
     assert plan.spread(read(processes=[4, 1, 4])) == [(1, 4), (4, 1)]
-    assert plan.contenders(read(processes=[4, 1]), "fp32", [8])[-1] == Contender(CEILING, 4, 1)
+    assert encoding_plan.contenders(read(processes=[4, 1]), "fp32", [8])[-1] == Contender(CEILING, 4, 1)
 
 
 def test_contenders_are_those_that_were_asked_for(monkeypatch):
     """Those with several processes in each shape, sentence-transformers with its best batch sizes."""
-    monkeypatch.setattr(plan, "cores", lambda: 2)
-    found = plan.contenders(read(peers=[SENTENCE_TRANSFORMERS, "threads"]), "fp16", [16, 32])
+    for module in (plan, encoding_plan):
+        monkeypatch.setattr(module, "cores", lambda: 2)
+    found = encoding_plan.contenders(read(peers=[SENTENCE_TRANSFORMERS, "threads"]), "fp16", [16, 32])
     assert [contender.label for contender in found] == [
         "penstock 1 x 2 fp16",
         "penstock 2 x 1 fp16",
@@ -113,18 +121,18 @@ def test_each_round_has_everybody_in_another_order():
     assert orders == [plan.order(everybody, round_) for round_ in range(3)]
 
 
-@pytest.mark.parametrize("name", plan.PEERS)
+@pytest.mark.parametrize("name", encoding_plan.PEERS)
 @pytest.mark.parametrize("n_rows", [1, 7, 100, 101])
 @pytest.mark.parametrize("processes", [1, 3, 8])
 def test_the_pieces_of_a_peer_are_the_corpus(name, n_rows, processes):
     """Every row once, in order."""
-    assert [i for piece in plan.pieces(name, n_rows, processes) for i in piece] == list(range(n_rows))
+    assert [i for piece in encoding_plan.pieces(name, n_rows, processes) for i in piece] == list(range(n_rows))
 
 
 def test_the_best_batch_sizes_are_the_fastest_ones():
     """The best one first."""
     seconds = {"4": 3.0, "8": 2.0, "16": 1.0, "32": 1.5, "64": 4.0, "128": 5.0, "256": 6.0}
-    assert _best_sizes({"batch_seconds": seconds}) == [16, 32]
+    assert batch_sizes.best_sizes({"batch_seconds": seconds}) == [16, 32]
 
 
 def test_padding_is_counted_batch_by_batch():
@@ -185,13 +193,13 @@ def test_a_contender_that_failed_is_a_line_of_the_table():
         POOL: [Outcome(error="MemoryError in load, peers.py:70")],
     }
     found = result(runs)
-    lines = showing.markdown(found).splitlines()
+    lines = showing.markdown(found, LAYOUT).splitlines()
     assert lines[2] == "| penstock 2 x 1 | 8 | 2,000 | 2.00 | - | 97% | 1,000 MB | 20% | 7.0 s |"
     assert lines[4].startswith("| pool 2 x 1 | failed: MemoryError in load, peers.py:70 |")
     assert {line.count("|") for line in lines} == {10}
     console = Console(width=200)
     with console.capture() as shown:
-        console.print(showing.table(found))
+        console.print(showing.table(found, LAYOUT, 200))
     assert "4 rows, 1,000 tokens, 250 a row" in shown.get()
     assert "failed: MemoryError" in shown.get()
 
@@ -204,7 +212,7 @@ def test_the_plot_is_an_svg_with_everybody_in_it(tmp_path):
         POOL: [Outcome(error="no")],
         TOP: [Outcome(flops_per_s=5e6)],
     }
-    showing.plot(result(runs), tmp_path / "bench.svg")
+    showing.plot(result(runs), LAYOUT, tmp_path / "bench.svg")
     drawn = (tmp_path / "bench.svg").read_text()
     assert drawn.startswith("<?xml")
     for text in (OURS.label, SMALL.label, "matrix products alone"):
@@ -218,10 +226,10 @@ def test_a_name_is_shown_as_it_is(tmp_path):
     found["corpus"]["name"] = "a[/b]$x$:cat:.jsonl"
     console = Console(width=200)
     with console.capture() as shown:
-        console.print(showing.table(found))
+        console.print(showing.table(found, LAYOUT, 200))
     assert "a[/b]$x$:cat:.jsonl: 4 rows" in shown.get()
     assert "failed: [/i] $y$" in shown.get()
-    showing.plot(found, tmp_path / "bench.svg")
+    showing.plot(found, LAYOUT, tmp_path / "bench.svg")
     assert "a[/b]$x$:cat:.jsonl: 4 rows" in (tmp_path / "bench.svg").read_text()
 
 
@@ -229,7 +237,7 @@ def test_without_matplotlib_the_line_says_what_to_install(tmp_path, monkeypatch)
     """There is no plot then, and all else."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UsageError, match=r"pip install 'penstock\[report\]'"):
-        showing.plot(result({OURS: [Outcome(seconds=1.0)]}), tmp_path / "bench.svg")
+        showing.plot(result({OURS: [Outcome(seconds=1.0)]}), LAYOUT, tmp_path / "bench.svg")
 
 
 def vectors(n_rows=50, dim=8):
@@ -264,12 +272,13 @@ def test_vectors_that_are_not_the_same_are_an_error(spoil, line):
 def test_one_contender_with_other_vectors_leaves_the_others_their_figures(tmp_path, monkeypatch):
     """It is the only one that failed, and the reason is its error."""
     found, reference = vectors()
-    bench = Bench(read(), tmp_path, say=print, doing=print)
-    bench._reference, bench._n_rows = reference, len(found)
-    bench._counts = Corpus(np.full(50, 20), np.full(50, 100))
+    subject = EncodeSubject(read())
+    subject._reference = reference
+    subject._counts = Corpus(np.full(50, 20), np.full(50, 100))
+    bench = Bench(subject, tmp_path, say=print, doing=print)
 
     def run_task(contender, folder):
-        np.save(folder / "vectors.npy", found[::-1] if contender == POOL else found)
+        np.save(folder / "values.npy", found[::-1] if contender == POOL else found)
         return watching.Watched(0, 3.0, [], []), {"began": 1.0, "ended": 2.0}
 
     monkeypatch.setattr(bench, "_run_task", run_task)
@@ -322,7 +331,7 @@ def test_everybody_sees_the_gpus_that_penstock_would_take(tmp_path, monkeypatch)
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1,0")
-    bench = Bench(read(), tmp_path, say=print, doing=print)
+    bench = Bench(EncodeSubject(read()), tmp_path, say=print, doing=print)
     bench._gpus = [Device("cuda:1", uuid="GPU-b"), Device("cuda:0", uuid="GPU-a")]
     code = "import os, sys, time\nwhile not os.path.getsize(sys.argv[1]): time.sleep(0.01)"
     code += "\nprint(os.environ['CUDA_VISIBLE_DEVICES'])"
@@ -434,7 +443,7 @@ def test_figures_that_cannot_be_written_are_shown_all_the_same(tmp_path, monkeyp
     monkeypatch.setattr(command.lifeline, "hang_on_stdin", lambda _: None)
     monkeypatch.setattr(command.signal, "signal", lambda *_: None)
     options = {"model": "a/b", "out": str(tmp_path / "b.json")}
-    monkeypatch.setattr(sys, "argv", ["bench", json.dumps(options)])
+    monkeypatch.setattr(sys, "argv", ["bench", "encode", json.dumps(options)])
     assert command.main() == 1
     said = capsys.readouterr()
     assert "b.json cannot be written: No space left on device." in said.err

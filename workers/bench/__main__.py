@@ -1,4 +1,4 @@
-"""``python -m workers.bench PLAN``: run a bench. PLAN is the JSON of a ``BenchPlan``.
+"""``python -m workers.bench encode|score PLAN``: run a bench. PLAN is the JSON of its options.
 
 Ends, with all that it started, when its standard input does.
 """
@@ -20,8 +20,12 @@ from rich.console import Console
 from tasks import lifeline
 from tasks.errors import PenstockError
 from workers.bench import showing
-from workers.bench.plan import BenchPlan
+from workers.bench.encoding.plan import EncodePlan
+from workers.bench.encoding.subject import EncodeSubject
 from workers.bench.rounds import Bench
+from workers.bench.scoring.plan import ScorePlan
+from workers.bench.scoring.subject import ScoreSubject
+from workers.bench.subject import Subject
 
 #: Exit status after Ctrl-C, as shells have it.
 INTERRUPTED = 130
@@ -36,9 +40,9 @@ def main() -> int:
     lifeline.hang_on_stdin(lambda: os.kill(os.getpid(), signal.SIGTERM))
     err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
     try:
-        plan = BenchPlan.read(sys.argv[1])
+        subject = read_subject(sys.argv[1], sys.argv[2])
         with tempfile.TemporaryDirectory(prefix="penstock-bench-") as folder, err.status("") as status:
-            bench = Bench(plan, Path(folder), say=err.print, doing=lambda what: status.update(f"{what} ..."))
+            bench = Bench(subject, Path(folder), say=err.print, doing=lambda what: status.update(f"{what} ..."))
             result = bench.run()
     except PenstockError as exc:
         err.print(f"penstock: {exc}")
@@ -46,9 +50,14 @@ def main() -> int:
     except KeyboardInterrupt:
         err.print("penstock: interrupted; nothing is written.")
         return INTERRUPTED
-    Console(highlight=False, width=None if sys.stdout.isatty() else 180).print(showing.table(result))
+    layout, out = subject.layout, subject.plan.out
+    screen = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
+    screen.print(showing.table(result, layout, screen.width))
     code = int(any(row["errors"] for row in result["contenders"]))
-    for write, path in ((_write_figures, plan.out), (showing.plot, plan.out.with_suffix(".svg"))):
+    for write, path in (
+        (_write_figures, out),
+        (lambda result, path: showing.plot(result, layout, path), out.with_suffix(".svg")),
+    ):
         try:
             with _draft(path) as draft:
                 write(result, draft)
@@ -60,6 +69,15 @@ def main() -> int:
         else:
             err.print(f"written: {path}")
     return code
+
+
+def read_subject(operation: str, plan: str) -> Subject:
+    """Return what is compared.
+
+    Raises:
+        UsageError: an option is wrong; the line names it.
+    """
+    return ScoreSubject(ScorePlan.read(plan)) if operation == "score" else EncodeSubject(EncodePlan.read(plan))
 
 
 def _end(*_: object) -> None:

@@ -1,6 +1,6 @@
 """One contender in a process of its own: ``python -m workers.bench.contender FOLDER``.
 
-``task.json`` in the folder says what to do; ``result.json`` and ``vectors.npy`` there say what came of it. The
+``task.json`` in the folder says what to do; ``result.json`` and ``values.npy`` there say what came of it. The
 process ends, with all that it started, when its standard input does.
 """
 
@@ -17,7 +17,6 @@ import numpy as np
 
 from tasks import lifeline
 from tasks.errors import PenstockError, place_of
-from workers.bench.corpus import read_texts
 
 
 def main() -> int:
@@ -35,22 +34,16 @@ def main() -> int:
 
 
 def _perform(task: dict[str, Any], folder: Path) -> dict[str, Any]:
-    # Here, because an error of theirs is a result too.
-    from workers.bench import ceiling, peers, survey
-    from workers.bench.work import Work
-
-    setup = peers.Setup(**{**task["setup"], "devices": tuple(task["setup"]["devices"])})
-    if task["name"] == "ceiling":
-        work = Work([(n_in, n_out) for n_in, n_out in task["linears"]], task["attention"])
-        rates = ceiling.measure(work, setup)
-        kernel = max(rates, key=lambda name: rates[name])
-        return {"kernel": kernel, "flops_per_s": rates[kernel]}
-    texts = read_texts(Path(task["corpus"]))
-    if task["name"] == "survey":
-        return survey.survey(setup, texts)
-    timed = peers.run(task["name"], setup, texts)
-    np.save(folder / "vectors.npy", timed.vectors)
-    return {"began": timed.began, "ended": timed.ended}
+    # Imported here, because an error of theirs is a result too.
+    if task["operation"] == "score":
+        from workers.bench.scoring.performing import perform
+    else:
+        from workers.bench.encoding.performing import perform
+    found = perform(task)
+    if isinstance(found, dict):
+        return found
+    np.save(folder / "values.npy", found.values)
+    return {"began": found.began, "ended": found.ended}
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""The rounds: every contender in turn, in a fresh process each time, on the same corpus."""
+"""The rounds: every contender in turn, in a fresh process each time, on the same rows."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,107 +15,82 @@ from tasks import lifeline
 from tasks.endings import describe
 from tasks.errors import Permanent
 from tasks.settings import Settings
-from workers.bench import agreement, conditions, corpus, watching
-from workers.bench.figures import Corpus, Outcome, summarise
-from workers.bench.plan import (
-    BATCH_SIZES,
-    CEILING,
-    FINALISTS,
-    PENSTOCK,
-    BenchPlan,
-    Contender,
-    contenders,
-    cores,
-    order,
-)
-from workers.bench.work import Work
+from workers.bench import conditions, watching
+from workers.bench.batch_sizes import DEFAULT_BATCH_SIZE, best_sizes
+from workers.bench.figures import Outcome
+from workers.bench.plan import CEILING, PENSTOCK, Contender, cores, order
+from workers.bench.subject import Subject
 from workers.devices import find_devices
-
-#: The batch size that sentence-transformers has by default; the survey begins with it.
-DEFAULT_BATCH_SIZE = 32
 
 
 class Bench:
     """One bench.
 
     Args:
-        plan: what is compared.
-        folder: for the corpus, the runs' files and penstock's state; removed by whoever made it.
+        subject: what is compared.
+        folder: for the rows, the runs' files and penstock's state; removed by whoever made it.
         say: is told of each step, in a line.
         doing: is told what is running.
     """
 
     def __init__(
-        self, plan: BenchPlan, folder: Path, *, say: Callable[[str], None], doing: Callable[[str], None]
+        self, subject: Subject, folder: Path, *, say: Callable[[str], None], doing: Callable[[str], None]
     ) -> None:
-        self._plan = plan
+        self._subject = subject
+        self._plan = subject.plan
         self._folder = folder
         self._say = say
         self._doing = doing
         self._gpus = [device for device in find_devices(Settings.load()) if not device.is_cpu]
-        self._corpus = (plan.corpus or folder / "corpus.jsonl").absolute()
         self._n_runs = 0
 
     def run(self) -> dict[str, Any]:
         """Run all rounds and return what goes into the JSON file.
 
         Raises:
-            Permanent: the model cannot be loaded.
+            Permanent: the model cannot be loaded, or there is nothing to check the others against.
         """
         found = conditions.describe(self._gpus)
-        if self._plan.corpus is None:
-            corpus.write_texts(self._corpus, corpus.make_up(self._plan.max_rows))
-        texts = corpus.read_texts(self._corpus)
-        self._n_rows = len(texts)
-        precisions = ("fp32", "fp16") if self._gpus else ("fp32",)
+        self._subject.prepare(self._folder)
+        precisions = self._subject.precisions(on_gpu=bool(self._gpus))
         surveys = {precision: self._survey(precision) for precision in precisions}
-        first = surveys["fp32"]
-        self._reference = np.array(first["vectors"])
-        self._work = Work([(n_in, n_out) for n_in, n_out in first["linears"]], first["attention"])
-        self._counts = Corpus(np.array(first["lengths"]), np.array([len(text) for text in texts]))
-        runs = self._run_rounds(surveys)
+        self._subject.learn(surveys)
+        everybody = [
+            contender
+            for precision, survey in surveys.items()
+            for contender in self._subject.contenders(precision, best_sizes(survey))
+        ]
+        runs = self._run_rounds(everybody)
         return {
-            "operation": "encode",
+            "operation": self._subject.operation,
             "model": self._plan.model,
             "machine": found,
-            "corpus": {
-                "name": self._plan.corpus_name,
-                "rows": self._n_rows,
-                "tokens": self._counts.tokens,
-                "mean_tokens": self._counts.tokens / self._n_rows,
-                "characters": int(self._counts.n_chars.sum()),
-            },
+            **self._subject.describe(),
             "rounds": self._plan.rounds,
-            "flops_per_token": self._work.flops(self._counts.lengths) / self._counts.tokens,
             "batch_sizes": {
                 precision: {name: survey[name] for name in ("sample_rows", "batch_seconds")}
                 for precision, survey in surveys.items()
             },
-            "contenders": summarise(runs, self._counts, self._work),
+            "contenders": self._subject.summarise(runs),
         }
 
-    def _run_rounds(self, surveys: dict[str, dict[str, Any]]) -> dict[Contender, list[Outcome]]:
-        everybody = [
-            contender
-            for precision, survey in surveys.items()
-            for contender in contenders(self._plan, precision, _best_sizes(survey))
-        ]
+    def _run_rounds(self, everybody: Sequence[Contender]) -> dict[Contender, list[Outcome]]:
         runs: dict[Contender, list[Outcome]] = {contender: [] for contender in everybody}
         for round_ in range(self._plan.rounds):
-            for contender in order(everybody, round_):
+            for contender in self._order(everybody, round_):
                 where = f"round {round_ + 1} of {self._plan.rounds}: {contender.label}"
                 self._doing(where)
                 outcome = self._run_one(contender)
                 runs[contender].append(outcome)
-                self._say(f"{where}: {self._shown(outcome)}")
+                self._say(f"{where}: {outcome.error or self._subject.speed(outcome)}")
+                if outcome.error and round_ == 0 and self._subject.is_reference(contender):
+                    raise Permanent(f"There is nothing to check the others against: {outcome.error}")
         return runs
 
-    def _shown(self, outcome: Outcome) -> str:
-        if outcome.error:
-            return outcome.error
-        if outcome.flops_per_s:
-            return f"{outcome.flops_per_s / 1e9:,.0f} GFLOP/s by {outcome.kernel}"
-        return f"{self._counts.tokens / outcome.seconds:,.0f} tokens/s"
+    def _order(self, everybody: Sequence[Contender], round_: int) -> list[Contender]:
+        """Return who runs when; in the first round the reference is first."""
+        found = order(everybody, round_)
+        return sorted(found, key=lambda contender: not self._subject.is_reference(contender)) if not round_ else found
 
     def _survey(self, precision: str) -> dict[str, Any]:
         self._doing(f"counting tokens, and looking for the best batch size in {precision}")
@@ -124,7 +99,7 @@ class Bench:
         watched, result = self._run_task(alone, folder)
         if "error" in result:
             raise Permanent(result["error"])
-        sizes = ", ".join(map(str, _best_sizes(result)))
+        sizes = ", ".join(map(str, best_sizes(result)))
         self._say(f"best batch sizes of sentence-transformers in {precision}: {sizes} ({watched.seconds:.0f} s)")
         return result
 
@@ -138,33 +113,36 @@ class Bench:
             return Outcome(error=result["error"])
         if contender.name == CEILING:
             return Outcome(command_s=watched.seconds, peak_bytes=watched.peak_bytes, **result)
-        vectors = folder / "vectors.npy"
+        values = folder / "values.npy"
         try:
-            agreement.check(contender.label, np.load(vectors), self._reference, self._n_rows)
+            agreement = self._subject.check(contender, np.load(values))
         except Permanent as exc:
             return Outcome(error=str(exc))
         finally:
-            vectors.unlink()
+            values.unlink()
         began, ended = result["began"], result["ended"]
-        padded = result["padded_tokens"] if contender.name == PENSTOCK else self._counts.padded_tokens(contender)
+        is_ours = contender.name == PENSTOCK
         return Outcome(
             seconds=ended - began,
             command_s=watched.seconds,
             device_use=watched.gpu_share(began, ended) if self._gpus else watched.cpu_share(began, ended, cores()),
             peak_bytes=watched.peak_bytes,
             gpu_peak_bytes=watched.gpu_peak_bytes,
-            padded_tokens=padded,
+            padded_tokens=result["padded_tokens"] if is_ours else self._subject.padded_tokens(contender),
             model_share=result.get("model_share"),
+            **agreement,
         )
 
     def _run_task(self, contender: Contender, folder: Path) -> tuple[watching.Watched, dict[str, Any]]:
         """Run a peer, the survey or the ceiling."""
         n_gpus = len(self._gpus)
         devices = [f"cuda:{i % n_gpus}" if n_gpus else "cpu" for i in range(contender.processes)]
-        task: dict[str, Any] = {
+        task = {
+            **self._subject.task(contender),
+            "operation": self._subject.operation,
             "name": contender.name,
-            "corpus": str(self._corpus),
             "setup": {
+                **self._subject.setup(),
                 "model": self._plan.model,
                 "devices": devices,
                 "threads": contender.threads,
@@ -172,8 +150,6 @@ class Bench:
                 "batch_size": contender.batch_size or DEFAULT_BATCH_SIZE,
             },
         }
-        if contender.name == CEILING:
-            task |= {"linears": self._work.linears, "attention": self._work.attention}
         (folder / "task.json").write_text(json.dumps(task))
         command = [sys.executable, "-P", "-m", "workers.bench.contender", str(folder)]
         watched = self._watch(command, folder, _thread_limits(contender.threads))
@@ -183,10 +159,10 @@ class Bench:
         return watched, {"error": _ending(watched)}
 
     def _run_penstock(self, contender: Contender, folder: Path) -> tuple[watching.Watched, dict[str, Any]]:
-        """Run the command as a person would, with as many slots and threads, and no text spared."""
+        """Run the command as a person would, with as many slots and threads."""
         command = [
-            *(sys.executable, "-P", "-m", "producer.cli", "encode", str(self._corpus), "--json", "--new"),
-            *("--model", self._plan.model, "--out", str(folder / "vectors.npy"), "--no-deduplicate"),
+            *(sys.executable, "-P", "-m", "producer.cli", *self._subject.command(), "--json", "--new"),
+            *("--model", self._plan.model, "--out", str(folder / "values.npy")),
             *("--devices", "cuda" if self._gpus else "cpu", "--workers", str(contender.processes)),
             *("--threads-per-process", str(contender.threads), "--precision", contender.precision),
         ]
@@ -218,12 +194,6 @@ class Bench:
         folder = self._folder / f"run-{self._n_runs}"
         folder.mkdir()
         return folder
-
-
-def _best_sizes(survey: dict[str, Any]) -> list[int]:
-    """Return the batch sizes that go into the rounds, the best one first."""
-    seconds = survey["batch_seconds"]
-    return sorted(BATCH_SIZES, key=lambda size: float(seconds[str(size)]))[:FINALISTS]
 
 
 def _thread_limits(threads: int) -> dict[str, str]:

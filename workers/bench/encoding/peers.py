@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import psutil
@@ -19,47 +14,15 @@ from sentence_transformers import SentenceTransformer
 from tasks import weights
 from tasks.errors import ModelNotFound, Permanent
 from tasks.messages import ModelSpec
-from workers.bench.plan import pieces, rows_of_a_piece
+from workers.bench import ways
+from workers.bench.encoding.plan import rows_of_a_piece
+from workers.bench.ways import LOAD_S, Begin, Run, Setup, Timed, Way, time_rows
+from workers.engines.precision import DTYPES
 
-#: Seconds that all processes of a peer get to load their model.
-LOAD_S = 600.0
 #: Rows that each process runs before it is timed.
 WARM_ROWS = 32
 #: Seconds without work after which a process of the pool counts as loaded.
 IDLE_S = 1.0
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Setup:
-    """How a peer encodes.
-
-    Attributes:
-        devices: one for each process; ``cpu`` or ``cuda:0``.
-        threads: of each process.
-    """
-
-    model: str
-    devices: tuple[str, ...]
-    threads: int
-    precision: str
-    batch_size: int
-
-    @property
-    def processes(self) -> int:
-        """How many."""
-        return len(self.devices)
-
-
-class Timed(NamedTuple):
-    """Vectors (n_rows, dim) in the order of the texts, and when the work began and ended, in seconds of the clock."""
-
-    vectors: np.ndarray
-    began: float
-    ended: float
-
-
-Encode = Callable[[list[str]], np.ndarray]
 
 
 def load(setup: Setup, device: str) -> SentenceTransformer:
@@ -79,25 +42,20 @@ def load(setup: Setup, device: str) -> SentenceTransformer:
 
 
 def run(name: str, setup: Setup, texts: list[str]) -> Timed:
-    """Load a peer, warm it up, and time one encoding of the texts. Loading and warming up do not count."""
+    """Load a peer, warm it up, and time one encoding of the texts."""
     if name == "ray":
         return _run_ray(setup, texts)
-    with _WAYS[name](setup) as encode:
-        encode(list(itertools.islice(itertools.cycle(texts), WARM_ROWS * setup.processes)))
-        began = time.time()
-        vectors = encode(texts)
-        return Timed(vectors, began, time.time())
+    return time_rows(_WAYS[name](setup, begin), texts, n_warm=WARM_ROWS * setup.processes)
+
+
+def begin(setup: Setup, device: str) -> Run:
+    """Load the model and return its ``encode``."""
+    model = load(setup, device)
+    return lambda texts: model.encode(texts, batch_size=setup.batch_size)
 
 
 @contextmanager
-def _alone(setup: Setup) -> Iterator[Encode]:
-    """One process, all cores: ``model.encode``."""
-    model = load(setup, setup.devices[0])
-    yield lambda texts: model.encode(texts, batch_size=setup.batch_size)
-
-
-@contextmanager
-def _pool(setup: Setup) -> Iterator[Encode]:
+def _pool(setup: Setup, begin: Begin[Setup]) -> Iterator[Run]:  # noqa: ARG001 - its processes load by themselves
     """The pool of sentence-transformers itself."""
     model = load(setup, "cpu")
     pool = model.start_multi_process_pool(list(setup.devices))
@@ -108,59 +66,12 @@ def _pool(setup: Setup) -> Iterator[Encode]:
         model.stop_multi_process_pool(pool)
 
 
-@contextmanager
-def _threads(setup: Setup) -> Iterator[Encode]:
-    """Threads that share one model, each with its share of the texts."""
-    model = load(setup, setup.devices[0])
-    with ThreadPoolExecutor(setup.processes) as executor:
-        yield lambda texts: np.concatenate(
-            list(
-                executor.map(
-                    lambda share: model.encode(share, batch_size=setup.batch_size),
-                    _shares("threads", texts, setup.processes),
-                )
-            )
-        )
-
-
-@contextmanager
-def _processes(setup: Setup) -> Iterator[Encode]:
-    """Processes with a model each, each with its share of the texts."""
-    context = multiprocessing.get_context("spawn")
-    all_ready = context.Barrier(setup.processes + 1)
-    devices = context.SimpleQueue()
-    for device in setup.devices:
-        devices.put(device)
-    with context.Pool(setup.processes, _begin, (setup, devices, all_ready)) as pool:
-        all_ready.wait(LOAD_S)
-        yield lambda texts: np.concatenate(
-            pool.map(_encode_share, _shares("processes", texts, setup.processes), chunksize=1)
-        )
-
-
-_WAYS: dict[str, Callable[[Setup], AbstractContextManager[Encode]]] = {
-    "sentence-transformers": _alone,
+_WAYS: dict[str, Way[Setup]] = {
+    "sentence-transformers": ways.alone,
     "pool": _pool,
-    "threads": _threads,
-    "processes": _processes,
+    "threads": ways.threads,
+    "processes": ways.processes,
 }
-
-#: In a process of ``processes``: its model's encode.
-_own: list[Encode] = []
-
-
-def _begin(setup: Setup, devices: Any, all_ready: Any) -> None:
-    model = load(setup, devices.get())
-    _own.append(lambda texts: model.encode(texts, batch_size=setup.batch_size))
-    all_ready.wait(LOAD_S)
-
-
-def _encode_share(texts: list[str]) -> np.ndarray:
-    return _own[0](texts)
-
-
-def _shares(name: str, texts: Sequence[str], processes: int) -> list[list[str]]:
-    return [[texts[i] for i in rows] for rows in pieces(name, len(texts), processes)]
 
 
 def _wait_until_idle(pids: list[int]) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from workers.bench.peers import DTYPES, LOAD_S, Setup
-from workers.bench.work import Work
+from workers.bench.encoding.work import Work
+from workers.bench.ways import LOAD_S, Setup
 from workers.engines.packed_linear import PackedLinear, has_slow_products
+from workers.engines.precision import DTYPES
 
 #: Tokens that are multiplied at a time: from what stays in a CPU's cache to what fills a GPU. The fastest counts.
 TOKENS = (256, 1024, 4096, 16384)
