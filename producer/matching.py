@@ -58,16 +58,16 @@ _WANTED: dict[Kind, str] = {
     "document": "SELECT DISTINCT document FROM pairs ORDER BY document",
 }
 #: CROSS JOIN keeps SQLite from reading the tables in another order, which it would have to sort.
-_SOME_PAIRS = """
+_PAIRS = """
 SELECT q.block, q.place, d.block, d.place, d.n_bytes FROM pairs p
 CROSS JOIN places q ON q.kind = 'query' AND q.number = p.query
 CROSS JOIN places d ON d.kind = 'document' AND d.number = p.document
 ORDER BY p.query, p.number
 """
-_ALL_PAIRS = """
-SELECT q.block, q.place, d.block, d.place, d.n_bytes FROM places q CROSS JOIN places d
-WHERE q.kind = 'query' AND d.kind = 'document' ORDER BY q.number, d.number
-"""
+_PLACES: dict[Kind, str] = {
+    "query": "SELECT block, place FROM places WHERE kind = 'query' ORDER BY number",
+    "document": "SELECT block, place, n_bytes FROM places WHERE kind = 'document' ORDER BY number",
+}
 
 
 class Matching:
@@ -83,16 +83,18 @@ class Matching:
 
     # -- what is there ---------------------------------------------------------------------------------------------
 
-    def add_texts(self, texts: Texts) -> None:
-        """Read queries or documents.
+    def add_texts(self, *kinds: Texts) -> None:
+        """Read queries and documents.
 
         Raises:
             BadInput: a record cannot be read, or its id is empty or that of another.
         """
         with writing():
-            self._db.executemany("INSERT INTO texts VALUES (?, ?, ?, ?)", _records(texts))
-            self._db.execute("CREATE INDEX IF NOT EXISTS ids ON texts(kind, id)")
-            self._check_ids(texts)
+            for texts in kinds:
+                self._db.executemany("INSERT INTO texts VALUES (?, ?, ?, ?)", _records(texts))
+            self._db.execute("CREATE INDEX ids ON texts(kind, id)")  # by one sort: ids come in any order
+            for texts in kinds:
+                self._check_ids(texts)
 
     def _check_ids(self, texts: Texts) -> None:
         """Refuse ids that several texts have; name the first."""
@@ -200,7 +202,12 @@ class Matching:
 
     def pairs(self) -> Iterator[Pair]:
         """Yield all pairs, once their texts have places: query by query, in the order of the candidates."""
-        return self._db.execute(_SOME_PAIRS if self._has_candidates else _ALL_PAIRS)
+        if self._has_candidates:
+            yield from self._db.execute(_PAIRS)
+            return
+        for query in self._db.execute(_PLACES["query"]):
+            for document in self._db.execute(_PLACES["document"]):
+                yield (*query, *document)
 
     def _row(self, sql: str, *values: Any) -> Any:
         return self._db.execute(sql, values).fetchone()

@@ -61,8 +61,7 @@ class OpenedPairs(Opened):
     def _matched(self) -> Matching:
         if self._matching is None:
             matching = Matching()
-            for texts in (self._queries, self._documents):
-                matching.add_texts(texts)
+            matching.add_texts(self._queries, self._documents)
             if self._candidates is not None:
                 self.warnings += matching.add_candidates(self._candidates)
             self._matching = matching
