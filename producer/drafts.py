@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -22,18 +22,33 @@ def draft_file(path: Path, *, drop_empty: bool = False) -> Iterator[IO[bytes]]:
         path: the final name; a file of that name is replaced.
         drop_empty: an empty draft means that there shall be no such file, not even an older one.
     """
-    draft = _beside(path, "tmp")
+    with draft_files({path: drop_empty}) as (file,):
+        yield file
+
+
+@contextmanager
+def draft_files(names: Mapping[Path, bool]) -> Iterator[list[IO[bytes]]]:
+    """Open files that belong together: they get their names when all of them are on the disk.
+
+    Args:
+        names: the final names; for each, whether an empty draft is dropped as above.
+    """
+    drafts = {_beside(path, "tmp"): path for path in names}
     try:
-        with draft.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if drop_empty and not draft.stat().st_size:
-            path.unlink(missing_ok=True)
-        else:
-            draft.replace(path)
+        with ExitStack() as opened:
+            files: list[IO[bytes]] = [opened.enter_context(draft.open("wb")) for draft in drafts]
+            yield files
+            for file in files:
+                file.flush()
+                os.fsync(file.fileno())
+        for draft, path in drafts.items():
+            if names[path] and not draft.stat().st_size:
+                path.unlink(missing_ok=True)
+            else:
+                draft.replace(path)
     finally:
-        draft.unlink(missing_ok=True)
+        for draft in drafts:
+            draft.unlink(missing_ok=True)
 
 
 @contextmanager

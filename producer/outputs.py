@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 
 from producer.columns import ResultInfo, check_tables
-from producer.drafts import check_draft, draft_file, draft_folder
+from producer.drafts import check_draft, draft_files, draft_folder
 from producer.extensions import Format
 from producer.shards import is_shard_file, note_errors, write_shards
 from tasks.errors import OutputExists, UsageError
@@ -60,13 +59,10 @@ class LocalFile:
     def write(self, tables: Iterable[pa.Table], info: ResultInfo) -> list[str]:
         """Write the file. A list of errors that an older file left is replaced or removed with it."""
         errors_path = errors_beside(self.path)
-        with (
-            _errors_of(errors_path) if self.format.lists_errors else nullcontext() as errors,
-            draft_file(self.path) as file,
-            self.format.open(file, info) as append,
-        ):
+        names = {self.path: False, **({errors_path: True} if self.format.lists_errors else {})}
+        with draft_files(names) as (file, *lists), self.format.open(file, info) as append:
             tables = check_tables(tables, info)
-            if errors:
+            for errors in lists:
                 tables = note_errors(tables, info.layout, errors)
             for item in self.format.arrange(tables, self.top_k):
                 append(item)
@@ -153,10 +149,6 @@ def no_name(out: str, exc: Exception, option: str = "--out") -> UsageError:
 def errors_beside(path: Path) -> Path:
     """Return the path of the list of errors beside a file."""
     return path.parent / f"{path.name}.errors.jsonl"
-
-
-def _errors_of(path: Path) -> AbstractContextManager[IO[bytes]]:
-    return draft_file(path, drop_empty=True)
 
 
 def check_parent(out: str, path: Path, option: str = "--out") -> None:

@@ -134,7 +134,7 @@ def test_any_ids_are_in_a_run_whole_or_refused(tmp_path):
 
     def attempt(rng: random.Random) -> bool:
         target = tmp_path / f"{rng.getrandbits(32)}.trec"
-        hostile = [value(rng) for _ in range(rng.choice([1, 3]))]
+        hostile = [value(rng).encode(errors="replace").decode() for _ in range(rng.choice([1, 3]))]
         tables, info = scoring_job(rng, lambda number: hostile[number] if number < len(hostile) else f"{number}")
         try:
             write_results(tables, info, str(target), overwrite=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -309,6 +310,22 @@ def test_a_query_that_comes_back_leaves_no_file(tmp_path, name):
     with pytest.raises(UsageError, match="comes back at row 7"):
         write([*PAIRS, Scored("q1", "d7", 1.0)], tmp_path / name)
     assert tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize(("n_scores", "n_errors"), [(150, 10), (10, 60)])
+def test_a_run_and_its_list_of_errors_are_replaced_together(tmp_path, n_scores, n_errors):
+    """A disk that takes one of them and not the other leaves the old two."""
+    write(PAIRS, tmp_path / "x.trec")
+    before = tree(tmp_path)
+    pairs = [Scored("q", f"d{i}", 0.5 if i < n_scores else None) for i in range(n_scores + n_errors)]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, limits[1]))
+    try:
+        with pytest.raises(UsageError, match="the disk is full"):
+            write(pairs, tmp_path / "x.trec")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert tree(tmp_path) == before
 
 
 # -- before a job ------------------------------------------------------------------------------------------------------
