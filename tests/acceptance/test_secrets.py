@@ -148,7 +148,7 @@ def test_an_input_store_or_output_that_cannot_be_used_shows_no_secret(shell: She
 
 def test_the_settings_show_no_password() -> None:
     """Not where the whole object is printed, as in a traceback of somebody's own program."""
-    from producer.client import Settings
+    from tasks.settings import Settings
 
     settings = Settings(broker_url=f"redis://worker:{PLANT}@host/0", store_url=f"rediss://:{PLANT}@host/0")
     check_shows_no_secret(f"{settings!r} {settings}")

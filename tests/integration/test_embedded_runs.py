@@ -187,7 +187,7 @@ def test_ctrl_c_during_a_retry_says_how_to_come_back(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Client, "start_workers", lambda *_: None)
+        patched.setattr(Client, "start_workers", lambda *_, **__: None)
         patched.setattr(Job, "wait", interrupt)
         with pytest.raises(typer.Exit) as caught:
             commands.retry(job)
