@@ -259,6 +259,17 @@ def test_other_options_make_another_job(client, files, other):
     assert client.score(**files, new=True).id != first.id
 
 
+def test_candidates_may_lie_in_a_bucket(client, files, make_bucket, tmp_path):
+    """As queries and documents may, under any name."""
+    bucket = make_bucket("runs")
+    bucket.put_object(Key="first/bm25.v1", Body=files["candidates"].read_bytes())
+    bucket.put_object(Key="D.jsonl", Body=files["docs"].read_bytes())
+    inputs = {**files, "docs": "s3://runs/D.jsonl", "candidates": "s3://runs/first/bm25.v1"}
+    job = client.score(**inputs)
+    assert stored(client, job, tmp_path / "blocks") == PAIRS
+    assert client.score(**inputs).id == job.id
+
+
 def test_bad_input_sends_nothing(client, files):
     """All ids are checked before."""
     files["candidates"].write_text("q1 Q0 nothing 0 0 x\n")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producer.chunking import LEAST_BYTES, KeptTypes, cut_chunks
+from producer.chunking import LEAST_BYTES, KeptTypes, cut_chunks, cut_pairs
 from producer.rows import Row
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -69,6 +69,24 @@ def test_a_small_corpus_is_shared_out_too():
     sizes = [chunk.n_bytes for chunk in cut(rows_of(*["x" * 100] * 1000), chunk_rows=10**6, chunk_bytes=200_000)]
     assert (len(sizes), max(sizes)) == (13, 8100)
     assert len(cut(rows_of(*["x" * 100] * 80), chunk_rows=10**6, chunk_bytes=200_000)) == 1
+
+
+@given(sizes=st.lists(st.integers(0, 30), max_size=60), **LIMITS)
+def test_pairs_are_cut_as_rows_are(sizes, chunk_rows, chunk_bytes):
+    """By the bytes of their documents."""
+    pairs = [(0, 0, 1, place, size) for place, size in enumerate(sizes)]
+    chunks = list(cut_pairs(pairs, chunk_rows=chunk_rows, chunk_bytes=chunk_bytes))
+    as_rows = cut(rows_of(*["x" * size for size in sizes]), chunk_rows=chunk_rows, chunk_bytes=chunk_bytes)
+    assert [pair for chunk in chunks for pair in chunk.pairs] == pairs
+    assert [(chunk.number, chunk.first_row, chunk.n_rows, chunk.n_bytes) for chunk in chunks] == [
+        (chunk.number, chunk.first_row, chunk.n_rows, chunk.n_bytes) for chunk in as_rows
+    ]
+
+
+def test_the_last_chunks_of_pairs_become_smaller_too():
+    """Pairs take longer than rows."""
+    sizes = [chunk.n_bytes for chunk in cut_pairs([(0, 0, 1, 0, 100)] * 1000, chunk_rows=10**6, chunk_bytes=200_000)]
+    assert (len(sizes), max(sizes)) == (13, 8100)
 
 
 def test_tapering_keeps_the_row_limit():

@@ -1,11 +1,15 @@
-"""What the operations make of an engine's answers."""
+"""What the operations make of chunk inputs, and of an engine's answers."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
+from tasks import keys, tables
+from tasks.blocks import BlockCache
+from tasks.errors import DamagedObject
 from tasks.operations import OPERATIONS
-from tasks.options import ScoreOptions
+from tasks.options import EncodeOptions, ScoreOptions
 from tasks.ports import Computed, Pair
 
 
@@ -25,3 +29,115 @@ def test_a_score_that_is_no_finite_number_is_an_error():
     engine = StrangeScorer(0.5, np.nan, np.inf, -np.inf, 3e38)
     computed = OPERATIONS["score"].run(engine, [Pair("q", "d")] * 5, ScoreOptions(), lambda _: None)
     assert [error is not None for error in computed.errors] == [False, True, True, True, False]
+
+
+@pytest.fixture
+def blocks(tmp_path):
+    """Return a cache of three blocks of two texts each, which notes what is fetched."""
+
+    def fetch(key: str) -> bytes:
+        number = int(key[-7])
+        ids = [f"id {number}-{i}" for i in range(2)]
+        return tables.input_bytes(tables.text_block(ids, [f"text of {id_}" for id_ in ids]), key)
+
+    return BlockCache(tmp_path, 2**20, fetch)
+
+
+def chunk_of(*pairs: tuple[int, int, int, int]):
+    """Return the input of a chunk with pairs that lie there, as a slot reads it."""
+    path = keys.input_path("score-1", 0)
+    data = tables.input_bytes(tables.pair_table(5, [(*pair, 9) for pair in pairs]), path)
+    return tables.read_input(data, path, "score")
+
+
+def test_pairs_are_looked_up_in_their_blocks(blocks, tmp_path):
+    """Whatever order they are in; blocks that nothing refers to are not fetched."""
+    rows = OPERATIONS["score"].read("score-1", chunk_of((2, 1, 0, 0), (0, 1, 2, 0), (2, 1, 0, 1)), blocks)
+    assert [pair.query for pair in rows.rows] == ["text of id 2-1", "text of id 0-1", "text of id 2-1"]
+    assert [pair.document for pair in rows.rows] == ["text of id 0-0", "text of id 2-0", "text of id 0-1"]
+    assert rows.heads.to_pydict() == {
+        "row": [5, 6, 7],
+        "query_id": ["id 2-1", "id 0-1", "id 2-1"],
+        "doc_id": ["id 0-0", "id 2-0", "id 0-1"],
+    }
+    assert sorted(file.stem[-1] for file in tmp_path.glob("*.arrow")) == ["0", "2"]
+
+
+def test_a_text_of_many_pairs_is_in_memory_once(blocks):
+    """A query has a thousand documents."""
+    rows = OPERATIONS["score"].read("score-1", chunk_of(*[(0, 0, 1, 1)] * 3), blocks).rows
+    assert len({id(pair.query) for pair in rows}) == len({id(pair.document) for pair in rows}) == 1
+
+
+@pytest.mark.parametrize("pair", [(0, 2, 0, 0), (0, 0, 1, 7), (0, 0, 1, -1)])
+def test_a_place_without_a_text_is_damage(blocks, pair):
+    """Rather than another pair's score."""
+    with pytest.raises(DamagedObject, match="has fewer texts than a chunk refers to"):
+        OPERATIONS["score"].read("score-1", chunk_of(pair), blocks)
+
+
+def test_the_inputs_of_operations_are_told_apart():
+    """By their columns, whatever a ticket says."""
+    path = keys.input_path("score-1", 0)
+    data = tables.input_bytes(tables.pair_table(0, [(0, 0, 0, 0, 4)]), path)
+    with pytest.raises(DamagedObject, match="does not begin with the columns row, id, text"):
+        tables.read_input(data, path)
+    with pytest.raises(DamagedObject, match="does not begin with the columns id, text"):
+        tables.read_block(data, path)
+
+
+def test_sizes_are_those_of_the_work():
+    """Time limits count both texts of each pair; the job's bytes are those of its documents."""
+    score = OPERATIONS["score"]
+    assert score.size([Pair("ab", "cde"), Pair("ab", "")]) == 7
+    assert OPERATIONS["encode"].size(["ab", "cde"]) == 5
+    assert tables.input_size(chunk_of((0, 0, 0, 0), (0, 0, 0, 1))) == 18
+    assert tables.input_size(tables.input_table(0, ["a", "b"], ["x", "é"])) == 3
+    assert score.row_of("a") == Pair("a", "a")
+
+
+def test_a_result_keeps_ids_and_leaves_failed_scores_out(blocks):
+    """The same columns as for vectors, but the score."""
+    rows = OPERATIONS["score"].read("score-1", chunk_of((0, 0, 1, 0), (0, 0, 1, 1)), blocks)
+    computed = Computed(
+        values=np.array([[0.25], [0.0]], np.float32),
+        n_tokens=np.array([3, 0], np.int32),
+        truncated=np.array([True, False]),
+        errors=[None, "it failed"],
+    )
+    result = OPERATIONS["score"].result(rows.heads, computed, ScoreOptions())
+    assert result.to_pylist() == [
+        {
+            "row": 5,
+            "query_id": "id 0-0",
+            "doc_id": "id 1-0",
+            "score": 0.25,
+            "n_tokens": 3,
+            "truncated": True,
+            "error": None,
+        },
+        {
+            "row": 6,
+            "query_id": "id 0-0",
+            "doc_id": "id 1-1",
+            "score": None,
+            "n_tokens": 0,
+            "truncated": False,
+            "error": "it failed",
+        },
+    ]
+    whole = tables.read_whole(tables.to_bytes(result, {"a": "b"}), "result")
+    assert whole.equals(result)
+
+
+def test_a_vector_that_does_not_fit_is_an_error():
+    """The other rows keep theirs."""
+
+    class Encoder:
+        def encode(self, texts, options, on_batch):
+            vectors = np.array([[1.0, 2.0], [1e6, 0.0]], np.float32)
+            return Computed(vectors, np.ones(2, np.int32), np.zeros(2, bool), [None, None])
+
+    computed = OPERATIONS["encode"].run(Encoder(), ["a", "b"], EncodeOptions(vector_dtype="float16"), lambda _: None)
+    assert computed.errors[0] is None
+    assert "--vector-dtype float32" in str(computed.errors[1])
