@@ -7,6 +7,7 @@ numbers there: of the texts, in the order in which they were read.
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -75,6 +76,7 @@ class Matching:
 
     def __init__(self) -> None:
         self._db = open_scratch(_TABLES)
+        weakref.finalize(self, self._db.close)
         self._has_candidates = False
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +97,7 @@ class _Placing:
     def __init__(self) -> None:
         self.packer = BlockPacker()
         self._scratch = open_scratch(_TABLES)
+        weakref.finalize(self, self._scratch.close)
         self._query: tuple[str | None, str] | None = None
         self._query_id = ""
         self._query_place = (0, 0)

@@ -14,7 +14,7 @@ CACHE_KIB = 64 * 1024
 
 def open_scratch(tables: str) -> sqlite3.Connection:
     """Open a database with these tables. All that is done to it is one transaction, and nothing is taken back."""
-    database = sqlite3.connect("", isolation_level=None)
+    database = sqlite3.connect("", isolation_level=None, check_same_thread=False)  # whoever drops it closes it
     database.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
     database.execute("PRAGMA journal_mode = OFF")
     database.executescript(tables)
