@@ -1,0 +1,113 @@
+"""Random causal language models that are made in a moment, in the published formats, with a tokenizer of their own."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from tasks.templates import names, read_template
+
+#: ``gemma`` caps its logits and begins with ``<bos>``; ``windows`` is the same with sliding windows in some layers.
+Shape = Literal["qwen2", "llama", "gemma", "windows"]
+
+SPECIAL = {"bos_token": "<bos>", "pad_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
+#: Where Qwen2's tokenizer cuts a text before it looks for tokens.
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+#: What the tokenizer is trained on besides the templates, so that words and labels are tokens.
+LINES = (
+    "It rained for a week, and the river rose above the road to the mill.",
+    "Nobody knew how long the old bridge would hold, so they went round by the upper ford.",
+    "Information retrieval finds documents that are relevant to what somebody asks.",
+    "A library keeps an index of its books; computers keep one of every word.",
+    "yes no Yes No 0 1",
+)
+
+
+def tiny_causal(
+    folder: Path,
+    shape: Shape = "qwen2",
+    *,
+    hidden: int = 64,
+    layers: int = 3,
+    limit: int = 1024,
+    vocabulary: int = 0,
+) -> str:
+    """Save a random causal language model, and return its folder.
+
+    Args:
+        folder: where; made if it is not there.
+        shape: whose.
+        hidden: width of its layers.
+        layers: how many.
+        limit: tokens of a prompt that it takes.
+        vocabulary: tokens of its output layer; as many as its tokenizer has, if more.
+    """
+    tokenizer = _byte_pairs()
+    torch.manual_seed(0)
+    common: dict[str, Any] = {
+        "vocab_size": max(tokenizer.get_vocab_size(), vocabulary),
+        "hidden_size": hidden,
+        "intermediate_size": 4 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": limit,
+        "initializer_range": 0.1,  # so that scores differ
+        "tie_word_embeddings": True,
+        **{f"{name}_id": tokenizer.token_to_id(token) for name, token in SPECIAL.items()},
+    }
+    model: Any
+    if shape == "qwen2":
+        model = Qwen2ForCausalLM(Qwen2Config(**common))
+    elif shape == "llama":
+        model = LlamaForCausalLM(LlamaConfig(**common | {"tie_word_embeddings": False}))
+    else:
+        kinds = ["sliding_attention", "full_attention"] if shape == "windows" else ["full_attention"]
+        own = {
+            "head_dim": hidden // 4,
+            "query_pre_attn_scalar": hidden // 4,
+            "sliding_window": 8,
+            "layer_types": (layers * kinds)[:layers],
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": 2.0,
+        }
+        model = Gemma2ForCausalLM(Gemma2Config(**common, **own))
+    model.eval().save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=limit, **SPECIAL).save_pretrained(folder)
+    return str(folder)
+
+
+@cache
+def _byte_pairs() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=700,
+        special_tokens=[*SPECIAL.values(), "<|im_start|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = [part for name in names() for part in read_template(name).parts]
+    tokenizer.train_from_iterator([*texts, *LINES] * 4, trainer)
+    return tokenizer
