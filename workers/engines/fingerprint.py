@@ -7,31 +7,64 @@ import json
 from typing import Any
 
 import torch
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import CrossEncoder
+from sentence_transformers.base.model import BaseModel
+from sentence_transformers.util import fullname
+
+from tasks.options import Template
+
+#: What a configuration says of files and libraries, and not of what is computed.
+_NO_CONTENT = {"_name_or_path", "transformers_version"}
 
 
-def fingerprint_of(model: SentenceTransformer) -> str:
-    """Hash what the vectors depend on: a second for each GB of weights.
+def fingerprint_of(model: BaseModel) -> str:
+    """Hash what vectors or scores depend on: a second for each GB of weights.
 
-    That is the modules with their settings, the token limit, every tensor, prompts, the tokenizer, and what an export
-    was made for.
+    That is the modules with their settings, the token limit, every tensor, prompts, the tokenizer, what an export was
+    made for, and what a cross-encoder does with its logits.
     """
     digest = hashlib.blake2b(digest_size=8)
     digest.update(repr([type(module).__name__ for module in model]).encode())
     digest.update(repr(model.max_seq_length).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().reshape(-1).contiguous().cpu()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(flat.view(torch.uint8).numpy().data)
+    _add_tensors(digest, model)
     for module in model:
         config: dict[str, Any] = getattr(module, "get_config_dict", dict)()
         digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     digest.update(json.dumps([model.prompts, model.default_prompt_name], sort_keys=True).encode())
-    tokenizer = getattr(getattr(model[0], "tokenizer", None), "backend_tokenizer", None)
-    if tokenizer is not None:
-        # What its last call left behind; each call sets both.
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        digest.update(tokenizer.to_str().encode())
+    _add_tokenizer(digest, getattr(model[0], "tokenizer", None))
     digest.update(getattr(getattr(model[0], "model", None), "identity", "").encode())
+    if isinstance(model, CrossEncoder):
+        digest.update(f"{fullname(model.activation_fn)} {model.keep_in_fp32_modules}".encode())
     return digest.hexdigest()
+
+
+def fingerprint_of_causal(model: Any, tokenizer: Any, template: Template | None) -> str:
+    """Hash what the scores of a causal language model depend on.
+
+    The template is the worker's own: a job that names none gets its scores by it, so slots with different ones may not
+    share a job.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    digest.update(type(model).__name__.encode())
+    config = {name: value for name, value in model.config.to_diff_dict().items() if name not in _NO_CONTENT}
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    _add_tensors(digest, model)
+    _add_tokenizer(digest, tokenizer)
+    digest.update(template.model_dump_json().encode() if template else b"")
+    return digest.hexdigest()
+
+
+def _add_tensors(digest: hashlib.blake2b, model: torch.nn.Module) -> None:
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().reshape(-1).contiguous().cpu()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(flat.view(torch.uint8).numpy().data)
+
+
+def _add_tokenizer(digest: hashlib.blake2b, tokenizer: Any) -> None:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        # What its last call left behind; each call sets both.
+        backend.no_truncation()
+        backend.no_padding()
+        digest.update(backend.to_str().encode())

@@ -1,0 +1,147 @@
+"""A causal language model, run only as far as scores need it: the hidden state of each prompt's last token."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tasks import weights
+from tasks.errors import UsageError
+from tasks.messages import ModelSpec
+from tasks.settings import Settings
+from workers.engines.blocks import NO_LIMIT
+from workers.engines.features import to_device
+from workers.engines.head import Head
+from workers.engines.loading import not_loaded
+from workers.engines.precision import DTYPES, choose_precision
+from workers.engines.prefix_cache import PrefixCache, has_plain_cache, rest_mask
+from workers.engines.prompts import Ids
+
+log = logging.getLogger(__name__)
+
+
+def load_causal(spec: ModelSpec, device: str, settings: Settings) -> tuple[Any, Any]:
+    """Load a ``*ForCausalLM`` onto a device, ready for inference, and its tokenizer.
+
+    Raises:
+        ModelNotFound: the model's files are not there or cannot be read.
+        UsageError: device, precision and backend do not go together.
+    """
+    if settings.backend != "torch" or settings.compile:
+        option = "--compile" if settings.compile else f"--backend {settings.backend}"
+        raise UsageError(f"{option} is for embedding models; causal rerankers run on plain torch. Leave it out.")
+    dtype = DTYPES[choose_precision(device, settings)]
+    place = weights.locate(spec)
+    weights.verify(spec)
+    files = {"revision": spec.revision, "trust_remote_code": settings.trust_remote_code}
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **files)
+        tokenizer = AutoTokenizer.from_pretrained(place, **files)
+    except (OSError, ValueError, KeyError, RuntimeError) as exc:
+        raise not_loaded(spec, exc) from exc
+    return model.eval().to(device), tokenizer
+
+
+class CausalModel:
+    """What a loaded model computes for scores.
+
+    Args:
+        model: a ``*ForCausalLM``.
+        tokenizer: its tokenizer.
+        device: where it is.
+
+    Attributes:
+        model: the same.
+        decoder: its transformer, without the output layer.
+        most: tokens that it takes.
+        n_bytes: of one of its numbers.
+        reuses: whether prompts' beginnings are computed once for all prompts that share them.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, device: str) -> None:
+        self.model = model
+        self.decoder: torch.nn.Module = model.get_decoder()
+        self._config = model.config.get_text_config()
+        self._head = Head(model)
+        self._device = device
+        self.most = int(min(getattr(self._config, "max_position_embeddings", NO_LIMIT), tokenizer.model_max_length))
+        self.most = min(self.most, NO_LIMIT)
+        self.n_bytes = int(model.dtype.itemsize)
+        self.reuses = has_plain_cache(self._config) and self._takes("past_key_values", "position_ids")
+        if not self.reuses:
+            log.info("Prompts' beginnings are not reused with this model", extra={"action": "load"})
+
+    def _takes(self, *names: str) -> bool:
+        return set(names) <= set(inspect.signature(self.decoder.forward).parameters)
+
+    @torch.inference_mode()
+    def logits(self, hidden: torch.Tensor, tokens: list[int]) -> torch.Tensor:
+        """Return the logits of some tokens: (n_rows, dim) of the last positions -> (n_rows, n_tokens) float32."""
+        return self._head.logits(hidden, tokens)
+
+    @torch.inference_mode()
+    def read(self, prompts: Sequence[Ids], length: int | None = None) -> torch.Tensor:
+        """Return the hidden state of each prompt's last token, (n_prompts, dim).
+
+        Args:
+            prompts: each (n_tokens,) int64.
+            length: tokens that each is padded to, on the right, where no token before sees it; None for the longest.
+        """
+        ids, last = self._pad(prompts, length)
+        return self._at(last, self.decoder(input_ids=ids, use_cache=False))
+
+    @torch.inference_mode()
+    def read_prefixes(self, prefixes: Sequence[Ids]) -> PrefixCache:
+        """Return the keys and values of some prefixes, each (n_tokens,) int64."""
+        ids, _ = self._pad(prefixes)
+        cache = PrefixCache(self._config.num_hidden_layers)
+        self.decoder(input_ids=ids, past_key_values=cache, use_cache=True)
+        return cache
+
+    @torch.inference_mode()
+    def read_rests(
+        self, cache: PrefixCache, owners: np.ndarray, starts: np.ndarray, rests: Sequence[Ids]
+    ) -> torch.Tensor:
+        """Return the hidden state of each prompt's last token, (n_prompts, dim).
+
+        Args:
+            cache: of prefixes.
+            owners: (n_prompts,) which prefix each prompt begins with.
+            starts: (n_prompts,) how many of that prefix's tokens it has.
+            rests: the other tokens, each (n_tokens,) int64.
+        """
+        ids, last = self._pad(rests)
+        first = self._send(starts)
+        cache.use(self._send(owners))
+        positions = first[:, None] + torch.arange(ids.shape[1], device=ids.device)
+        mask = rest_mask(first, cache.get_seq_length(), ids.shape[1], self.model.dtype)
+        output = self.decoder(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions.clamp(max=self.most - 1),  # of padding; some models have a table of them
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return self._at(last, output)
+
+    def _pad(self, rows: Sequence[Ids], length: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return rows padded on the right, (n_rows, length), and where each one's last token is, (n_rows,)."""
+        n_tokens = np.array([len(row) for row in rows])
+        ids = np.zeros((len(rows), length or int(n_tokens.max())), np.int64)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = row
+        return self._send(ids), self._send(n_tokens - 1)
+
+    def _send(self, numbers: np.ndarray) -> torch.Tensor:
+        sent: torch.Tensor = to_device(torch.from_numpy(numbers), self._device)
+        return sent
+
+    def _at(self, places: torch.Tensor, output: Any) -> torch.Tensor:
+        hidden: torch.Tensor = output.last_hidden_state
+        return hidden[torch.arange(len(places), device=places.device), places]

@@ -1,0 +1,177 @@
+"""Causal language models that say yes or no to a query and a document.
+
+Four things make this faster than asking a model for its logits, prompt by prompt: prompts of a query share the keys and
+values of what they begin with; batches of like length are as large as the budget; only the last position of a prompt
+meets the output layer; and of that only the rows of the two labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from tasks.messages import ModelSpec
+from tasks.options import ScoreOptions
+from tasks.ports import Computed, Pair
+from tasks.settings import Settings
+from tasks.templates import names, read_template, template_for
+from workers.engines.batched import BatchedEngine, Loaded
+from workers.engines.blocks import NO_LIMIT, Block, Prepared
+from workers.engines.causal_checks import Example, check_references
+from workers.engines.causal_model import CausalModel, load_causal
+from workers.engines.fingerprint import fingerprint_of_causal
+from workers.engines.head import score_of
+from workers.engines.prompts import Prompt, tokens_of
+from workers.engines.question import Question
+from workers.engines.waves import Wave, cut_by_query, plan_waves
+from workers.running import run_patiently
+
+#: Tokens of prefixes that the rows of a batch may have copies of in a layer, for each token of the budget. Prompts with
+#: long queries and short documents would take more memory for them than for anything else.
+COPIES = 32
+
+
+class CausalReranker(BatchedEngine[Pair, ScoreOptions]):
+    """One causal language model on one device.
+
+    Raises:
+        ModelNotFound: the model's files are not there or cannot be read.
+        UsageError: the settings or the template do not go with the model, or it gives other scores than transformers
+            alone.
+    """
+
+    NOT_FINITE = "the model gave a score that is not finite"
+
+    def __init__(self, spec: ModelSpec, device: str, settings: Settings) -> None:
+        self._template = read_template(settings.template) if settings.template else template_for(spec.name)
+        model, self._tokenizer = load_causal(spec, device, settings)
+        self._causal = CausalModel(model, self._tokenizer, device)
+        self._asked: dict[tuple[object, ...], Question] = {}
+        loaded = Loaded(
+            model=self._causal.decoder,
+            weights=fingerprint_of_causal(model, self._tokenizer, self._template),
+            most=self._causal.most,
+            pads=True,
+            can_pad_to=True,
+            numbers=str(model.dtype),
+            attention=str(getattr(model.config, "_attn_implementation", None)),
+        )
+        example = Example(spec, self._causal, self._question(ScoreOptions()), self._tokenizer)
+        super().__init__(loaded, device, settings)
+        example.check()
+        if self._template:
+            check_references(spec, self._template, self.score)
+
+    def check(self, options: ScoreOptions) -> str | None:
+        """Say why this model cannot serve these options, or return None."""
+        question = self._question(options)
+        if question is None:
+            known = ", ".join(names())
+            return f"nothing says how this model is asked: name a template with --template: a .toml file, or {known}"
+        if question.problem:
+            return question.problem
+        limit = min(options.max_tokens or NO_LIMIT, self._most)
+        if limit <= question.prompts.n_fixed:
+            fixed = f"the {question.prompts.n_fixed} tokens of the template {question.template.name}"
+            return f"--max-tokens {limit} leaves no room for a document beside {fixed}"
+        return None
+
+    def dim(self, options: ScoreOptions) -> int:  # noqa: ARG002 - always a score
+        """Return 1."""
+        return 1
+
+    def score(
+        self, pairs: Sequence[Pair], options: ScoreOptions, on_batch: Callable[[int], None] = lambda _: None
+    ) -> Computed:
+        """Score pairs in their order."""
+        return self._compute(pairs, options, on_batch)
+
+    def _question(self, options: ScoreOptions) -> Question | None:
+        """Return how the model is asked; made once for as long as jobs ask alike."""
+        template = options.template or self._template
+        if template is None:
+            return None
+        key = (template, options.instruction)
+        if key not in self._asked:
+            self._asked = {key: Question(self._tokenizer, template, options.instruction)}
+        return self._asked[key]
+
+    def _prepare(self, rows: Sequence[Pair], options: ScoreOptions, limit: int) -> Prepared:
+        """Tokenise pairs; ``Prepared.rows`` are of ``Prompt``."""
+        return self._ask(options).prompts.prepare(rows, limit)
+
+    def _ask(self, options: ScoreOptions) -> Question:
+        question = self._question(options)
+        if question is None or question.problem:
+            raise ValueError(self.check(options))
+        return question
+
+    def _prepare_probe(self, texts: Sequence[str], limit: int) -> Prepared:
+        """Make prompts of texts alone, which need no template."""
+        ids = [np.array(tokens_of(self._tokenizer, text)[:limit], np.int64) for text in texts]
+        lengths = np.array([len(row) for row in ids], np.int32)
+        return Prepared(lengths, np.zeros(len(ids), bool), [Prompt(row, 0, 0) for row in ids])
+
+    def _size(self, row: Pair) -> int:
+        return len(row.query) + len(row.document)
+
+    def _cut(self, rows: Sequence[Pair], limit: int, batch_tokens: int) -> list[np.ndarray]:
+        if not self._causal.reuses:
+            return super()._cut(rows, limit, batch_tokens)
+        return cut_by_query(rows, limit, batch_tokens)
+
+    def _forward(
+        self, prepared: Prepared, rows: np.ndarray, options: ScoreOptions | None, length: int | None
+    ) -> torch.Tensor:
+        """Read whole prompts. Returns (n_rows, 1), or the hidden states, (n_rows, dim), of the engine's own rows."""
+        return self._score(self._causal.read([prepared.rows[i].ids for i in rows], length), options)
+
+    @torch.inference_mode()
+    def _score(self, hidden: torch.Tensor, options: ScoreOptions | None) -> torch.Tensor:
+        if options is None:
+            return hidden
+        question = self._ask(options)
+        return score_of(self._causal.logits(hidden, question.tokens), question.template.formula)
+
+    def _run_block(self, block: Block[ScoreOptions]) -> None:
+        """Run the prompts of queries in waves, and those that share no beginning with another as they are."""
+        if not self._causal.reuses:
+            super()._run_block(block)
+            return
+        waves, alone = plan_waves(block.prepared.rows, self._budget.tokens)
+        for wave in waves:
+            self._run_wave(block, wave)
+        self._run_whole(block, alone)
+
+    def _run_whole(self, block: Block[ScoreOptions], rows: np.ndarray) -> None:
+        lengths = block.prepared.lengths[rows]
+        self._run_batches(block, rows, lengths, lambda batch: self._forward(block.prepared, batch, block.options, None))
+
+    def _run_wave(self, block: Block[ScoreOptions], wave: Wave) -> None:
+        block.on_batch(wave.n_tokens)
+        cache = run_patiently(lambda: self._causal.read_prefixes(wave.prefixes), self._budget)
+        if cache is None:  # whole prompts go in smaller batches, down to one
+            self._run_whole(block, wave.rows)
+            return
+        block.result.padded_tokens += wave.n_tokens
+        prompts: list[Prompt] = [block.prepared.rows[i] for i in wave.rows]
+        owners = dict(zip(wave.rows.tolist(), wave.owners.tolist(), strict=True))
+
+        def forward(batch: np.ndarray) -> torch.Tensor:
+            some: list[Prompt] = [block.prepared.rows[i] for i in batch]
+            hidden = self._causal.read_rests(
+                cache,
+                owners=np.array([owners[i] for i in batch.tolist()]),
+                starts=np.array([prompt.prefix for prompt in some]),
+                rests=[prompt.ids[prompt.prefix :] for prompt in some],
+            )
+            return self._score(hidden, block.options)
+
+        lengths = np.array([len(prompt.ids) - prompt.prefix for prompt in prompts])
+        order = np.argsort(-lengths, kind="stable")
+        n_rows = max(1, COPIES * self._budget.tokens // len(wave.prefixes[0]))
+        for start in range(0, len(order), n_rows):
+            some = order[start : start + n_rows]
+            self._run_batches(block, wave.rows[some], lengths[some], forward)

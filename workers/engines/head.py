@@ -1,0 +1,60 @@
+"""The output layer of a causal language model, for the few tokens whose logits are asked for.
+
+A vocabulary has 50,000 to 250,000 tokens; a score needs two of them, at one position of a prompt.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from tasks.options import Formula
+
+
+class Head:
+    """The rows of an output layer.
+
+    Args:
+        model: a ``*ForCausalLM``.
+    """
+
+    def __init__(self, model: Any) -> None:
+        config = model.config.get_text_config()
+        self._layer = model.get_output_embeddings()
+        #: What some models do with their logits: Cohere, Granite, Gemma 2.
+        self._factor = float(getattr(config, "logit_scale", None) or 1.0)
+        self._divisor = float(getattr(config, "logits_scaling", None) or 1.0)
+        self._cap = float(getattr(config, "final_logit_softcapping", None) or 0.0)
+
+    def logits(self, hidden: torch.Tensor, tokens: list[int]) -> torch.Tensor:
+        """Return the logits of some tokens in fp32, because those of bf16 tie.
+
+        Args:
+            hidden: (n_rows, dim) of the last positions.
+            tokens: of the vocabulary.
+
+        Returns:
+            (n_rows, n_tokens) float32. A row's bits do not depend on the other rows.
+        """
+        weight = self._layer.weight[tokens].float()
+        # Not a matrix product, whose order of sums depends on the number of rows.
+        logits = (hidden.float().unsqueeze(1) * weight).sum(dim=-1)
+        if getattr(self._layer, "bias", None) is not None:
+            logits = logits + self._layer.bias[tokens].float()
+        logits = logits * self._factor / self._divisor
+        return self._cap * torch.tanh(logits / self._cap) if self._cap else logits
+
+
+def score_of(logits: torch.Tensor, formula: Formula) -> torch.Tensor:
+    """Return the scores of rows, (n_rows, 1).
+
+    Args:
+        logits: (n_rows, 2) of the positive and the negative token, or (n_rows, 1) for the formula ``logit``.
+        formula: of the template.
+    """
+    if formula == "logit":
+        return logits[:, :1]
+    difference = logits[:, :1] - logits[:, 1:2]
+    # The softmax over both is the sigmoid of their difference.
+    return torch.sigmoid(difference) if formula == "probability" else difference
