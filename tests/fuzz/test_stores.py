@@ -104,7 +104,7 @@ class Site:
 def site(valkey, tmp_path, monkeypatch) -> Iterator[Site]:
     """A finished job, and a slot that does at once whatever is asked for."""
     monkeypatch.setattr(chunk, "AGAIN_S", 0.0)
-    monkeypatch.setattr(client_module, "new_job_id", lambda: "encode-0123456789")  # the same bytes in every run
+    monkeypatch.setattr(client_module, "new_job_id", lambda _: "encode-0123456789")  # the same bytes in every run
     settings = Settings(
         broker_url=valkey, store_url=(tmp_path / "store").as_uri(), chunk_rows=CHUNK_ROWS, heartbeat_s=900, lease_s=1000
     )
