@@ -145,7 +145,8 @@ def markdown(result: dict[str, Any], layout: Layout) -> str:
     """Return the table in Markdown."""
     headings, lines = cells(result, layout)
     rows = [headings, ["---", *["---:"] * (len(headings) - 1)], *lines]
-    return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), *filter(None, ["", _caption(result)])])
+    lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"{lines}\n\n{_caption(result)}".rstrip()
 
 
 def _caption(result: dict[str, Any]) -> str:
