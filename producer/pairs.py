@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
+from typing import Literal
 
 from producer.candidates import Candidates, CandidatesLike, read_candidates
 from producer.chunking import PairChunk, cut_pairs, utf8_bytes
@@ -95,13 +96,14 @@ def read_pairs(
     if queries is None or documents is None:
         raise UsageError("Nothing to score: give queries and docs, or pairs.")
     return OpenedPairs(
-        read_texts("query", queries, **_fields_of("query", fields)),
-        read_texts("document", documents, **_fields_of("doc", fields)),
+        read_texts("query", queries, **fields_of("query", fields)),
+        read_texts("document", documents, **fields_of("doc", fields)),
         None if candidates is None else read_candidates(candidates),
     )
 
 
-def _fields_of(side: str, fields: dict[str, str]) -> dict[str, str]:
+def fields_of(side: Literal["query", "doc"], fields: dict[str, str]) -> dict[str, str]:
+    """Return the fields of one side, as ``read_texts`` and ``open_texts`` call them."""
     names = {f"{side}_field": "text_field", f"{side}_id_field": "id_field"}
     return {names[name]: field for name, field in fields.items() if name in names}
 

@@ -15,7 +15,7 @@ from producer.corpus import Opened
 from producer.estimate import estimate_pairs
 from producer.extensions import check_top_k
 from producer.pair_records import open_records
-from producer.pairs import OpenedPairs
+from producer.pairs import OpenedPairs, fields_of
 from producer.texts import open_texts
 from producer.writers import check_out
 from tasks.errors import UsageError
@@ -183,16 +183,10 @@ def _open(
     if [queries, docs, candidates].count("-") > 1:
         raise UsageError("Standard input can be read once: name files for all but one of the inputs.")
     return OpenedPairs(
-        open_texts("query", [queries], stdin_format=stdin_format, **_of(fields, "query")),
-        open_texts("document", [docs], stdin_format=stdin_format, **_of(fields, "doc")),
+        open_texts("query", [queries], stdin_format=stdin_format, **fields_of("query", fields)),
+        open_texts("document", [docs], stdin_format=stdin_format, **fields_of("doc", fields)),
         None if candidates is None else open_candidates([candidates], stdin_format=stdin_format),
     )
-
-
-def _of(fields: dict[str, str], side: str) -> dict[str, str]:
-    """Return the fields of one side, as ``open_texts`` calls them."""
-    names = {f"{side}_field": "text_field", f"{side}_id_field": "id_field"}
-    return {names[name]: field for name, field in fields.items() if name in names}
 
 
 def _agree(opened: Opened, *, is_agreed: bool) -> None:
