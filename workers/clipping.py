@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+R = TypeVar("R")
 T = TypeVar("T")
 
 #: Characters per token to begin with; four to five are usual in English, so most texts need no second look.
@@ -20,7 +21,7 @@ WIDEN = 4
 
 
 def clip(text: str, n_chars: int) -> str:
-    """Return a beginning of the text of about ``n_chars`` characters that ends with a whole word, or all of it."""
+    """Return a beginning of about ``n_chars`` characters that ends with a whole word, or the text itself."""
     if len(text) <= n_chars:
         return text
     cut = text.rfind(" ", 1, n_chars + 1)
@@ -30,29 +31,31 @@ def clip(text: str, n_chars: int) -> str:
 
 
 def tokenise_clipped(
-    texts: Sequence[str],
+    rows: Sequence[R],
     limit: int,
-    tokenise: Callable[[list[str]], list[T]],
-    is_full: Callable[[T], bool],
+    cut: Callable[[R, int], R],
+    tokenise: Callable[[list[R]], list[T]],
+    is_settled: Callable[[R, R, T], bool],
 ) -> list[T]:
-    """Tokenise the beginnings of texts, wider and wider, until each is whole or has reached the limit.
+    """Tokenise the beginnings of rows, wider and wider, until each is whole or more of it would change nothing.
 
     Args:
-        texts: what to tokenise.
+        rows: what to tokenise.
         limit: tokens that the model takes.
-        tokenise: makes one encoding of each text, cut at the limit.
-        is_full: whether an encoding had more tokens than the limit.
+        cut: returns a row's beginning of about so many characters, such as ``clip``, or the row itself if it is whole.
+        tokenise: makes one encoding of each row, cut at the limit.
+        is_settled: whether the encoding of a row's beginning is that of the whole row: (row, beginning, encoding).
     """
     n_chars = CHARS_PER_TOKEN * limit
-    clipped = [clip(text, n_chars) for text in texts]
+    clipped = [cut(row, n_chars) for row in rows]
     encodings = tokenise(clipped)
-    short = [i for i, text in enumerate(texts) if len(clipped[i]) < len(text) and not is_full(encodings[i])]
-    while short:
+    waiting = list(range(len(rows)))
+    while waiting := [
+        i for i in waiting if clipped[i] is not rows[i] and not is_settled(rows[i], clipped[i], encodings[i])
+    ]:
         n_chars *= WIDEN
-        wider = [clip(texts[i], n_chars) for i in short]
-        for i, encoding in zip(short, tokenise(wider), strict=True):
+        for i in waiting:
+            clipped[i] = cut(rows[i], n_chars)
+        for i, encoding in zip(waiting, tokenise([clipped[i] for i in waiting]), strict=True):
             encodings[i] = encoding
-        short = [
-            i for i, text in zip(short, wider, strict=True) if len(text) < len(texts[i]) and not is_full(encodings[i])
-        ]
     return encodings

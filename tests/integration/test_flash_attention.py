@@ -20,6 +20,7 @@ from tests.tiny_models import WORDS, tiny_bert
 from workers.engines import attention
 from workers.engines.attention import is_unpadded, use_flash_attention
 from workers.engines.blocks import NO_LIMIT
+from workers.engines.features import TEXTS as TEXT_ROWS
 from workers.engines.features import features_of
 
 TEXTS = [" ".join(WORDS[(i + j) % len(WORDS)] for j in range(i)) for i in (1, 9, 4, 30, 2)]
@@ -69,7 +70,7 @@ def test_rows_without_padding_have_the_vectors_of_padded_ones(load) -> None:
     use_flash_attention(flat)
     assert is_unpadded(flat)
     assert not is_unpadded(padded)
-    features = features_of(flat, "cpu")
+    features = features_of(flat, "cpu", TEXT_ROWS)
     assert not features.pads
     prepared = features.prepare(TEXTS, None, NO_LIMIT)
     batch = features.batch(prepared, np.arange(len(TEXTS)))

@@ -47,6 +47,11 @@ class Tokeniser:
         return [(row[: self.limit], len(row) > self.limit) for row in rows]
 
 
+def is_full(_text, _beginning, encoding):
+    """Return what the tokenizer noted."""
+    return encoding[1]
+
+
 @pytest.mark.parametrize("split", SPLITS)
 @settings(max_examples=200)
 @given(texts=st.lists(TEXTS, max_size=3), limit=st.integers(1, 6), chars_per_token=st.integers(1, 8))
@@ -55,7 +60,7 @@ def test_clipping_changes_no_token(split, texts, limit, chars_per_token):
     tokenise = Tokeniser(split, limit)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(clipping, "CHARS_PER_TOKEN", chars_per_token)
-        clipped = tokenise_clipped(texts, limit, tokenise, lambda row: row[1])
+        clipped = tokenise_clipped(texts, limit, clip, tokenise, is_full)
     assert clipped == Tokeniser(split, limit)(texts)
 
 
@@ -89,7 +94,7 @@ def test_a_long_first_word_is_kept_whole():
 def test_a_long_text_is_not_read_to_its_end():
     """A line of megabytes costs as much as the tokens that the model takes."""
     tokenise = Tokeniser("words", 4)
-    (row,) = tokenise_clipped(["word " * 1_000_000], 4, tokenise, lambda row: row[1])
+    (row,) = tokenise_clipped(["word " * 1_000_000], 4, clip, tokenise, is_full)
     assert row == (["wo", "rd"] * 2, True)
     assert [len(text) for (text,) in tokenise.seen] == [CHARS_PER_TOKEN * 4 - 3]
 
@@ -98,7 +103,7 @@ def test_only_texts_that_came_out_short_are_looked_at_again():
     """A text of long words needs a wider look, its neighbours do not."""
     long_words = f"{'x' * 20} " * 40
     tokenise = Tokeniser("words", 8)
-    first, second = tokenise_clipped(["a b " * 500, long_words], 8, tokenise, lambda row: row[1])
+    first, second = tokenise_clipped(["a b " * 500, long_words], 8, clip, tokenise, is_full)
     assert len(tokenise.seen[0]) == 2
     assert all(len(texts) == 1 and texts[0].startswith("xxx") for texts in tokenise.seen[1:])
     assert (first, second) == tuple(Tokeniser("words", 8)(["a b " * 500, long_words]))
@@ -106,4 +111,4 @@ def test_only_texts_that_came_out_short_are_looked_at_again():
 
 def test_no_texts_give_no_tokens():
     """An empty chunk is no special case."""
-    assert tokenise_clipped([], 8, Tokeniser("words", 8), lambda row: row[1]) == []
+    assert tokenise_clipped([], 8, clip, Tokeniser("words", 8), is_full) == []

@@ -6,6 +6,7 @@ A concrete engine says how rows are tokenised and how some of them go through th
 from __future__ import annotations
 
 import os
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -88,6 +89,7 @@ class BatchedEngine(ABC, Generic[R, O]):
 
     def __init__(self, loaded: Loaded, device: str, settings: Settings) -> None:
         self._device = device
+        self._tokenising = threading.Lock()
         self._most, self._pads = loaded.most, loaded.pads
         self._fixed_shapes = FixedShapes(device, loaded.most, self._run_probe, can_pad=loaded.can_pad_to)
         self.weights = loaded.weights
@@ -208,7 +210,8 @@ class BatchedEngine(ABC, Generic[R, O]):
 
         def prepare(places: np.ndarray) -> Block[O]:
             started = time.perf_counter()
-            prepared = self._prepare([rows[i] for i in places], options, limit)
+            with self._tokenising:
+                prepared = self._prepare([rows[i] for i in places], options, limit)
             result.n_tokens[places] = prepared.lengths
             result.truncated[places] = prepared.truncated
             if prepared.errors:
@@ -267,21 +270,26 @@ class BatchedEngine(ABC, Generic[R, O]):
             self._memory.release()
             self._tidied_at = time.monotonic()
 
+    def _probe(self, texts: Sequence[str], limit: int) -> Prepared:
+        """Do ``_prepare_probe``. A tokenizer keeps its limit between calls, and its thread may be at work with it."""
+        with self._tokenising:
+            return self._prepare_probe(texts, limit)
+
     def _run_sample(self) -> torch.Tensor:
         """Run a few rows of different lengths. Returns (n_rows, dim)."""
-        prepared = self._prepare_probe([PROBE_TEXT[:200], PROBE_TEXT[:80], PROBE_TEXT[:10]], self._most)
+        prepared = self._probe([PROBE_TEXT[:200], PROBE_TEXT[:80], PROBE_TEXT[:10]], self._most)
         return self._forward(prepared, np.arange(3), None, None)
 
     def _run_probe(self, rows: np.ndarray, length: int) -> np.ndarray:
         """Run rows of the engine's own, padded to a length. Returns (n_rows, dim)."""
-        prepared = self._prepare_probe([PROBE_TEXT[shift:] for shift in PROBE_SHIFTS], length)
+        prepared = self._probe([PROBE_TEXT[shift:] for shift in PROBE_SHIFTS], length)
         return _fetch(self._forward(prepared, rows % len(PROBE_SHIFTS), None, length))
 
     def _find_budget(self, settings: Settings, facts: dict[str, str]) -> TokenBudget:
         """Take the budget that is set, or the one that this model has on this device."""
         if settings.max_batch_tokens:
             return TokenBudget(settings.max_batch_tokens, self._memory)
-        prepared = self._prepare_probe([PROBE_TEXT], min(PROBE_ROW_TOKENS, self._most))
+        prepared = self._probe([PROBE_TEXT], min(PROBE_ROW_TOKENS, self._most))
         length = max(1, int(prepared.lengths[0]))
 
         def run(tokens: int) -> None:

@@ -17,7 +17,7 @@ from tasks.ports import Computed
 from tasks.settings import Settings
 from workers.engines.batched import BatchedEngine, Loaded
 from workers.engines.blocks import NO_LIMIT, Prepared
-from workers.engines.features import features_of
+from workers.engines.features import TEXTS, features_of
 from workers.engines.fingerprint import fingerprint_of
 from workers.engines.loading import load_model
 
@@ -33,7 +33,7 @@ class SentenceTransformerEncoder(BatchedEngine[str, EncodeOptions]):
 
     def __init__(self, spec: ModelSpec, device: str, settings: Settings) -> None:
         self._model = model = load_model(spec, device, settings)
-        self._features = features_of(model, device)
+        self._features = features_of(model, device, TEXTS)
         self._dim = model.get_embedding_dimension() or 0
         loaded = Loaded(
             model=model,
