@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    BertTokenizerFast,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+    PreTrainedTokenizerFast,
+    XLMRobertaConfig,
+    XLMRobertaForSequenceClassification,
+)
 
 WORDS = ("word", "one", "two", "three", "four", "corpus", "sentence", "number", "river", "mill", "rain", "road")
 
@@ -43,3 +55,111 @@ def tiny_bert(folder: Path, *, hidden: int = 32, layers: int = 2, limit: int = 1
     model = SentenceTransformer(modules=[Transformer(str(base), max_seq_length=limit), Pooling(hidden)], device="cpu")
     model.save(str(folder))
     return str(folder)
+
+
+Shape = Literal["bert", "xlm-roberta", "modernbert"]
+
+#: What the tokenizers of cross-encoders know, and what pairs can be made of.
+LINES = (
+    "It rained for a week, and the river rose above the road to the mill.",
+    "Nobody knew how long the old bridge would hold, so they went round by the upper ford.",
+    "Information retrieval finds documents that are relevant to what somebody asks.",
+    "A library keeps an index of its books; computers keep one of every word.",
+    "How are citations counted, and which journals count them?",
+)
+
+
+def tiny_cross_encoder(
+    folder: Path, shape: Shape = "bert", *, hidden: int = 32, layers: int = 2, limit: int = 64, labels: int = 1
+) -> str:
+    """Save a random cross-encoder with a tokenizer of its own, and return its folder.
+
+    Args:
+        folder: where; made if it is not there.
+        shape: whose. The tokenizers are WordPiece with token types, Unigram, and BPE over bytes.
+        hidden: width of its layers.
+        layers: how many.
+        limit: tokens of a pair that it takes.
+        labels: numbers that it gives a pair.
+    """
+    tokenizer, special = _TOKENIZERS[shape]()
+    torch.manual_seed(0)
+    common: dict[str, Any] = {
+        "vocab_size": tokenizer.get_vocab_size(),
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "intermediate_size": 4 * hidden,
+        "max_position_embeddings": limit + 2,  # RoBERTa's positions begin with 2
+        "num_labels": labels,
+        "initializer_range": 0.25,  # so that scores differ
+        "bos_token_id": None,
+        "eos_token_id": None,
+        **{f"{name}_id": tokenizer.token_to_id(token) for name, token in special.items() if name != "unk_token"},
+    }
+    model: Any
+    if shape == "bert":
+        model = BertForSequenceClassification(BertConfig(**common))
+    elif shape == "xlm-roberta":
+        model = XLMRobertaForSequenceClassification(XLMRobertaConfig(**common))
+    else:
+        windows = {"local_attention": 16, "global_attn_every_n_layers": 2, "initializer_cutoff_factor": 4.0}
+        model = ModernBertForSequenceClassification(ModernBertConfig(**common, **windows))
+    model.eval().save_pretrained(folder)
+    names = ["input_ids", "token_type_ids", "attention_mask"] if shape == "bert" else ["input_ids", "attention_mask"]
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=limit, model_input_names=names, **special
+    ).save_pretrained(folder)
+    return str(folder)
+
+
+def _word_pieces() -> tuple[Tokenizer, dict[str, str]]:
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    letters = sorted(set("".join(LINES).lower()))
+    known = [*special.values(), *letters, *(f"##{letter}" for letter in letters), *_words_of(LINES)]
+    tokenizer = Tokenizer(models.WordPiece(_numbered(known), unk_token="[UNK]"))  # noqa: S106 - not a password
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    ends = [("[SEP]", tokenizer.token_to_id("[SEP]")), ("[CLS]", tokenizer.token_to_id("[CLS]"))]
+    tokenizer.post_processor = processors.BertProcessing(*ends)
+    return tokenizer, special
+
+
+def _unigrams() -> tuple[Tokenizer, dict[str, str]]:
+    special = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    pieces = [*sorted({"\u2581", *"".join(LINES)}), *(f"\u2581{word}" for word in _words_of(LINES))]
+    scored = [(piece, 0.0) for piece in special.values()] + [(piece, -10.0 / len(piece)) for piece in pieces]
+    tokenizer = Tokenizer(models.Unigram(scored, unk_id=3))
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    ends = [("</s>", tokenizer.token_to_id("</s>")), ("<s>", tokenizer.token_to_id("<s>"))]
+    tokenizer.post_processor = processors.RobertaProcessing(*ends, trim_offsets=False, add_prefix_space=False)
+    return tokenizer, {**special, "cls_token": "<s>", "sep_token": "</s>"}
+
+
+def _byte_pairs() -> tuple[Tokenizer, dict[str, str]]:
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=list(special.values()), initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(LINES, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B [SEP]",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
+    )
+    return tokenizer, special
+
+
+_TOKENIZERS = {"bert": _word_pieces, "xlm-roberta": _unigrams, "modernbert": _byte_pairs}
+
+
+def _words_of(lines: Sequence[str]) -> list[str]:
+    return sorted({word.strip(",.;?").lower() for line in lines for word in line.split() if len(word) > 1})
+
+
+def _numbered(known: Sequence[str]) -> dict[str, int]:
+    return {word: i for i, word in enumerate(dict.fromkeys(known))}
