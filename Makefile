@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := check
-.PHONY: check demo test test-gpu faults unit lint types contracts format fuzz audit bench-memory bench-chunks bench-start bench-ceiling bench-encode clean
+.PHONY: check demo test test-gpu faults unit lint types contracts format fuzz audit bench-memory bench-chunks bench-start bench-ceiling bench-encode bench-score clean
 
 check: lint unit
 
@@ -61,6 +61,9 @@ bench-ceiling: $(VENV)/dev.stamp  ## tokens a second that the machine's matrix p
 
 bench-encode: $(VENV)/dev.stamp  ## DATA=FOLDER: penstock against sentence-transformers; the table of docs/benchmarks.md
 	$(BIN)/python tests/benchmarks/encode.py $(DATA)
+
+bench-score: $(VENV)/dev.stamp  ## DATA=FOLDER: penstock against one pair at a time and CrossEncoder, on CISI
+	$(BIN)/python tests/benchmarks/score.py $(DATA)
 
 clean:
 	rm -rf $(VENV) out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -26,6 +26,8 @@ QWEN2_VOCABULARY = 151_936
 LEARNT_VOCABULARY = 16_000
 #: How often the labels of templates are shown to a tokenizer, so that each becomes one token.
 LABELS = ["yes", "no"] * 100
+#: Of the random weights: more than is usual before training, so that scores differ by more than rounding.
+SPREAD = 0.05
 
 
 class Shape(NamedTuple):
@@ -68,6 +70,7 @@ def save_qwen2(folder: Path, shape: Shape, texts: Sequence[str]) -> str:
         num_key_value_heads=shape.kv_heads,
         max_position_embeddings=32_768,
         tie_word_embeddings=True,
+        initializer_range=SPREAD,
         dtype="float32",
     )
     Qwen2ForCausalLM(config).save_pretrained(folder)
@@ -100,6 +103,7 @@ def save_cross_encoder(folder: Path, shape: Shape, texts: Sequence[str]) -> str:
         intermediate_size=shape.inner,
         num_attention_heads=shape.heads,
         num_labels=1,
+        initializer_range=SPREAD,
     )
     BertForSequenceClassification(config).save_pretrained(folder)
     PreTrainedTokenizerFast(

@@ -145,8 +145,8 @@ def markdown(result: dict[str, Any], layout: Layout) -> str:
     """Return the table in Markdown."""
     headings, lines = cells(result, layout)
     rows = [headings, ["---", *["---:"] * (len(headings) - 1)], *lines]
-    lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"{lines}\n\n{_caption(result)}".rstrip()
+    shown = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"{shown}\n\n{_caption(result)}".rstrip()
 
 
 def _caption(result: dict[str, Any]) -> str:

@@ -36,7 +36,7 @@ class ScoreSubject(Subject):
         self._pairs = pairs.read(self._folder)
 
     def precisions(self, *, on_gpu: bool) -> tuple[str, ...]:
-        """Return what rerankers are usually run in."""
+        """Return what rerankers are usually run in. Not yet run on a GPU."""
         return ("bf16",) if on_gpu else ("fp32",)
 
     def learn(self, surveys: dict[str, dict[str, Any]]) -> None:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from tasks.ports import Pair
-from workers.bench.batch_sizes import try_sizes
+from workers.bench.batch_sizes import DEFAULT_BATCH_SIZE, try_sizes
 from workers.bench.scoring.peers import ScoreSetup, count_tokens, is_causal, load_cross_encoder
 
-#: Pairs of which the size of the sample is learnt: a large model takes seconds for each on a CPU.
-FIRST_PAIRS = 16
+#: Pairs of which the size of the sample is learnt. A large model takes seconds for each on a CPU; with fewer, the
+#: default batch size would not be tried.
+FIRST_PAIRS = DEFAULT_BATCH_SIZE
 
 
 def survey(setup: ScoreSetup, pairs: Sequence[Pair]) -> dict[str, Any]:
