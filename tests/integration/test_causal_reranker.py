@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
 from tasks.errors import DeviceFull, ModelNotFound, UsageError
 from tasks.messages import ModelSpec
@@ -28,7 +28,7 @@ from workers.engines import causal_checks, causal_model
 from workers.engines.blocks import NO_LIMIT
 from workers.engines.causal_reranker import CausalReranker
 from workers.engines.head import Head
-from workers.engines.prefix_cache import PrefixCache
+from workers.engines.prefix_cache import PrefixCache, has_plain_cache
 from workers.engines.prompts import Prompts
 
 #: Models, and the templates that go with them: each formula, each way of making parts.
@@ -415,6 +415,30 @@ def test_a_model_whose_prefixes_cannot_be_reused_after_all_reads_whole_prompts(f
     engine = load(folders["qwen2"])
     assert not engine._causal.reuses
     assert "not reused with this model: its logits were" in caplog.text
+
+
+def test_a_model_that_cannot_read_behind_prefixes_reads_whole_prompts(folders, monkeypatch, caplog):
+    """Some models take no mask of their attention."""
+
+    def refuse(*_: Any) -> None:
+        raise ValueError("too many values to unpack")
+
+    monkeypatch.setattr(causal_model, "rest_mask", refuse)
+    assert not load(folders["qwen2"])._causal.reuses
+    assert "not reused with this model: ValueError in refuse" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("rope", "expected"),
+    [
+        ({"rope_type": "default", "rope_theta": 1e4}, True),
+        ({"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}, True),
+        ({"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}, False),
+    ],
+)
+def test_prefixes_are_not_reused_where_positions_depend_on_the_length_of_what_follows(rope, expected):
+    """A prefix alone is shorter than its prompts."""
+    assert has_plain_cache(Qwen2Config(num_hidden_layers=2, rope_parameters=rope)) is expected
 
 
 def test_bf16_passes_the_check_that_a_wrong_prompt_does_not(folders):

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from tasks.errors import UsageError
+from tasks.errors import UsageError, place_of
 from tasks.messages import ModelSpec
 from tasks.options import ScoreOptions, Template
 from tasks.ports import Computed, Pair
 from workers.engines.causal_model import CausalModel
 from workers.engines.prompts import Prompt, tokens_of
 from workers.engines.question import Question
+from workers.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -63,17 +64,21 @@ class Example:
                 f"--model {self._spec}: its logits are {_shown(self._expected)} in transformers and {_shown(found[0])} "
                 "in penstock, which does not know what this model does with them. It cannot be used."
             )
-        if not self._causal.reuses:
-            return
-        found = self._logits(self._read_behind_prefixes())
-        if not self._is_expected(found):
+        if self._causal.reuses and (fault := self._fault_of_reuse()):
             self._causal.reuses = False
-            log.warning(
-                "Prompts' beginnings are not reused with this model: its logits were %s with, %s without",
-                _shown(found[0]),
-                _shown(self._expected),
-                extra={"action": "load"},
-            )
+            log.warning("Prompts' beginnings are not reused with this model: %s", fault, extra={"action": "load"})
+
+    def _fault_of_reuse(self) -> str | None:
+        """Say what is wrong with prompts that are read behind their prefixes, or return None."""
+        try:
+            found = self._logits(self._read_behind_prefixes())
+        except Exception as exc:
+            if is_out_of_memory(exc):
+                raise
+            return place_of(exc)
+        if self._is_expected(found):
+            return None
+        return f"its logits were {_shown(found[0])} with, {_shown(self._expected)} without"
 
     def _read_behind_prefixes(self) -> torch.Tensor:
         """Read the prompt twice in one batch, behind prefixes of different lengths, so that there are holes."""

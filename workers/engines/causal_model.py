@@ -49,7 +49,7 @@ def load_causal(spec: ModelSpec, device: str, settings: Settings) -> tuple[Any, 
 
 
 class CausalModel:
-    """What a loaded model computes for scores.
+    """What a loaded model computes for scores. Not yet run on a GPU.
 
     Args:
         model: a ``*ForCausalLM``.

@@ -13,6 +13,9 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
+#: Kinds of rotary positions, in transformers' words, that depend on the length of what is read.
+LENGTH_DEPENDENT = {"dynamic", "longrope"}
+
 
 class PrefixCache(Cache):
     """The prefixes of some queries, padded to the longest one on the right.
@@ -70,10 +73,15 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
 
 def has_plain_cache(config: Any) -> bool:
-    """Whether all that a model keeps of a prefix are keys and values of all its positions.
+    """Whether all that a model keeps of a prefix are keys and values of all its positions, whatever follows.
 
-    Not so with sliding windows, linear attention and the like, for which transformers has caches of other kinds.
+    Not so with sliding windows, linear attention and the like, for which transformers has caches of other kinds, and
+    not where a prompt's length changes how its positions are turned.
     """
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]  # one for each type of layer, or one
+    if any(kind.get("rope_type") in LENGTH_DEPENDENT for kind in kinds):
+        return False
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
 
 
