@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import Iterator
@@ -29,7 +30,8 @@ from workers.engines.blocks import NO_LIMIT
 from workers.engines.causal_reranker import CausalReranker
 from workers.engines.head import Head
 from workers.engines.prefix_cache import PrefixCache, has_plain_cache
-from workers.engines.prompts import Prompts
+from workers.engines.prompts import Prompt, Prompts
+from workers.engines.waves import cut_by_query, plan_waves
 
 #: Models, and the templates that go with them: each formula, each way of making parts.
 KINDS: list[tuple[Shape, str]] = [
@@ -296,6 +298,35 @@ def test_pairs_that_share_no_query_are_read_whole(folders, monkeypatch):
     monkeypatch.setattr(engine._causal, "read_prefixes", lambda _: pytest.fail("there is nothing to share"))
     result = engine.score([Pair(f"query {i}", "D") for i in range(5)], ScoreOptions())
     assert result.padded_tokens >= result.n_tokens.sum()
+
+
+@given(
+    pairs=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9)), min_size=1, max_size=40),
+    max_tokens=st.integers(1, 60),
+)
+def test_waves_hold_every_prompt_once_with_the_prefix_that_it_begins_with(pairs, max_tokens):
+    """Queries of one prompt are left to be read whole; the others' prefixes fit the budget, or are alone."""
+    prompts = [Prompt(np.arange(query, query + 20), prefix, query) for query, prefix in pairs]
+    waves, alone = plan_waves(prompts, max_tokens)
+    assert sorted([*alone.tolist(), *(row for wave in waves for row in wave.rows.tolist())]) == list(range(len(pairs)))
+    for wave in waves:
+        assert wave.n_tokens <= max_tokens or len(wave.prefixes) == 1
+        for row, owner in zip(wave.rows, wave.owners, strict=True):
+            begin = prompts[row].ids[: prompts[row].prefix]
+            assert wave.prefixes[owner][: len(begin)].tolist() == begin.tolist()
+
+
+@given(
+    pairs=st.lists(st.tuples(st.integers(0, 4).map(str), st.text(max_size=200)).map(Pair._make), max_size=40),
+    batch_tokens=st.integers(1, 60),
+)
+def test_blocks_hold_every_pair_once_and_a_query_s_pairs_together(pairs, batch_tokens):
+    """A query is cut in two only where a block ends."""
+    blocks = cut_by_query(pairs, 1024, batch_tokens)
+    order = [row for block in blocks for row in block.tolist()]
+    assert sorted(order) == list(range(len(pairs)))
+    queries = [pairs[row].query for row in order]
+    assert sum(one != other for one, other in itertools.pairwise(queries)) == max(0, len(set(queries)) - 1)
 
 
 def test_the_prefixes_of_a_layer_stay_as_they_are():
