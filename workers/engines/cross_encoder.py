@@ -33,7 +33,7 @@ TOLERANCES = {4: 1e-4, 2: 0.05}
 
 
 class CrossEncoderScorer(BatchedEngine[Pair, ScoreOptions]):
-    """One cross-encoder on one device.
+    """One cross-encoder on one device. Not yet run on a GPU.
 
     Raises:
         ModelNotFound: the model's files are not there or cannot be read, or its scores are not those of its own
