@@ -134,8 +134,9 @@ class Client(Connection):
             candidates: which documents each query meets, in this order: a TREC run or JSON lines (``query_id`` and
                 ``doc_id`` or ``doc_ids``) by path or URL, a mapping of query ids to document ids, or (query id,
                 document ids) pairs. Without it, every query meets every document.
-            pairs: paths or URLs as above, or an iterable of mappings or (query, document) pairs. A document without id
-                has the number of its pair; a query without one has the number of queries before it.
+            pairs: paths or URLs as above, or an iterable of mappings or (query, document) pairs. Documents without ids
+                have the numbers of their pairs, queries without ids the number of queries before them; all have ids, or
+                none.
             model: what scores them; the setting if None.
             query_field: the field with the query: ``text``, or ``query`` in pairs.
             doc_field: the field with the document: ``text``, or ``document`` in pairs.

@@ -68,8 +68,9 @@ class PairFields(Fields):
 class OpenedRecords(Opened):
     """Pairs that are scored in their order.
 
-    A document without an id has the number of its pair, from 0. A query without one has the number of queries before
-    it, where pairs that follow each other with the same query have it in common.
+    Documents without ids have the numbers of their pairs, from 0. Queries without ids have the number of queries before
+    them, where pairs that follow each other with the same query have it in common. Either all queries have ids or none,
+    and so it is with the documents: a number may be another one's id.
 
     Attributes:
         n_pairs: how many there are, where that is known.
@@ -98,6 +99,7 @@ class _Placing:
         self.packer = BlockPacker()
         self._scratch = open_scratch(_TABLES)
         weakref.finalize(self, self._scratch.close)
+        self._have_ids: tuple[bool, bool] | None = None
         self._query: tuple[str | None, str] | None = None
         self._query_id = ""
         self._query_place = (0, 0)
@@ -107,8 +109,13 @@ class _Placing:
         self._n_doubles = 0
 
     def place(self, number: int, row: Row) -> Pair:
-        """Return where the texts of a pair lie."""
+        """Return where the texts of a pair lie.
+
+        Raises:
+            BadInput: it lacks an id that others have, or has one that they lack.
+        """
         id_, text = row.kept or (None, "")
+        self._check_ids(number, (id_ is not None, row.id is not None))
         if self._query != (id_, text):
             self._begin_query(id_, text)
         if row.id is not None:  # else its id is its own
@@ -118,6 +125,21 @@ class _Placing:
             self._document = document
             self._document_place = (*self.packer.add(*document), utf8_bytes(row.text))
         return (*self._query_place, *self._document_place)
+
+    def _check_ids(self, number: int, has_ids: tuple[bool, bool]) -> None:
+        if self._have_ids is None:
+            self._have_ids = has_ids
+        for has, have, kind in zip(has_ids, self._have_ids, ("query", "document"), strict=True):
+            if has != have:
+                said = (
+                    f"has a {kind} id, which those before it lack"
+                    if has
+                    else (f"lacks the {kind} id that those before it have")
+                )
+                raise BadInput(
+                    f"Pair {number}, counted from 0, {said}: give all of them one, or none.",
+                    pair=number,
+                )
 
     def _begin_query(self, id_: str | None, text: str) -> None:
         self._query = id_, text

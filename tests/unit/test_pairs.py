@@ -337,6 +337,25 @@ def test_a_query_id_with_several_texts_is_one_query():
     assert opened.warnings == []
 
 
+@pytest.mark.parametrize(
+    ("left_out", "line"),
+    [
+        ({1: ["doc_id"]}, "Pair 1, counted from 0, lacks the document id that those before it have: give all"),
+        ({2: ["query_id"]}, "Pair 2, counted from 0, lacks the query id that"),
+        ({0: ["query_id"], 1: ["query_id"]}, "Pair 2, counted from 0, has a query id, which those before it lack"),
+        ({0: ["doc_id"]}, "Pair 1, counted from 0, has a document id, which those"),
+    ],
+)
+def test_ids_of_some_pairs_alone_are_refused(left_out, line):
+    """The number that one gets may be another's id, and its scores would count for that one."""
+    items = [record("1", "1"), record("1", "2"), record("b", "2")]
+    for number, fields in left_out.items():
+        for field in fields:
+            del items[number][field]
+    with pytest.raises(BadInput, match=line):
+        sent(read_pairs(None, None, None, items))
+
+
 def test_equal_pairs_without_end_are_passed_on():
     """Their texts fill no block, and yet nothing piles up."""
     asked = 0
@@ -360,8 +379,8 @@ def test_files_of_pairs_are_read(tmp_path, name):
     import pyarrow.parquet as pq
 
     rows = [
-        {"q": "red fox", "qid": "q1", "d": "a fox", "did": "d1"},
-        {"q": "sea", "qid": None, "d": "blue", "did": None},
+        {"q": "red fox", "qid": "q1", "d": "a fox", "did": None},
+        {"q": "sea", "qid": "q2", "d": "blue", "did": None},
     ]
     path = tmp_path / name
     if name.endswith("parquet"):
@@ -376,7 +395,7 @@ def test_files_of_pairs_are_read(tmp_path, name):
     assert (opened.n_pairs, opened.is_repeatable) == (None, True)
     assert opened.key == read_pairs(None, None, None, path, **fields).key
     assert opened.key != read_pairs(None, None, None, path, **{**fields, "query_id_field": "q"}).key
-    assert read_back(sent(opened)) == [("q1", "red fox", "d1", "a fox"), ("1", "sea", "1", "blue")]
+    assert read_back(sent(opened)) == [("q1", "red fox", "0", "a fox"), ("q2", "sea", "1", "blue")]
 
 
 @pytest.mark.parametrize(
