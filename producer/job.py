@@ -11,14 +11,16 @@ import numpy as np
 import pyarrow as pa
 
 from producer import collect
+from producer.chunk_inputs import fetch_input, temporary_blocks
 from producer.columns import LAYOUTS, check_tables
 from producer.extensions import check_top_k
 from producer.progress import Progress
 from producer.submission import PATIENCE_S
 from producer.writers import write_results
-from tasks import delivery, keys, manifest, tables
+from tasks import delivery, keys, manifest
 from tasks.errors import BrokerDenied, BrokerFull, DamagedObject, JobRefused, UnknownJob, UsageError
 from tasks.messages import JobSpec
+from tasks.operations import OPERATIONS
 from tasks.options import Operation
 from tasks.records import JobStatus, Recorded
 from tasks.recovery import rebuild
@@ -255,11 +257,13 @@ class Job:
 
     def _check_input(self, chunk: int) -> None:
         """Raise DamagedObject if a chunk cannot be computed again, while the job is still as it was."""
-        path = keys.input_path(self.id, chunk)
+        store = self._client.store
         try:
-            data = retry_transient(lambda: self._client.store.get(path), for_s=PATIENCE_S)
-            tables.read_input(data, path, self.spec.operation)
+            inputs = fetch_input(store, self.spec, chunk)
+            with temporary_blocks(store) as blocks:
+                OPERATIONS[self.spec.operation].read(self.id, inputs, blocks)
         except DamagedObject as exc:
+            path = exc.data.get("key", keys.input_path(self.id, chunk))
             raise DamagedObject(
                 f"The result of chunk {chunk} of job {self.id} is damaged, and its input {path} is missing or "
                 f"damaged too. The same `penstock {self.spec.operation}` command with --new does all of it again.",

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import itertools
 import random
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from producer import collect
-from producer.submission import PATIENCE_S
-from tasks import keys, tables
+from producer.chunk_inputs import fetch_input, temporary_blocks
+from tasks import tables
 from tasks.blocks import BlockCache
 from tasks.errors import DamagedObject, JobFailed, UsageError
 from tasks.ledger import Ledger
 from tasks.messages import JobSpec
 from tasks.operations import OPERATIONS
 from tasks.options import EncodeOptions
-from tasks.retrying import retry_transient
 from tasks.store import Store
 
-#: Chunks that rows are drawn from at most: each is read whole, with its input.
+#: Chunks that rows are drawn from at most: each is read whole, but for the texts of rows that are not drawn.
 MOST_CHUNKS = 20
 #: Ranks of a query that are compared.
 TOP = 10
@@ -62,8 +59,7 @@ def draw(ledger: Ledger, store: Store, spec: JobSpec, *, size: int, seed: int) -
         raise JobFailed(f"Job {spec.job} is {status.state}; verify it when it is done.", job=spec.job)
     choice = random.Random(seed)  # noqa: S311 - a sample, not a secret
     chunks = choice.sample(range(status.chunks), min(status.chunks, MOST_CHUNKS, size))
-    with tempfile.TemporaryDirectory(prefix="penstock-verify-") as folder:
-        blocks = BlockCache(Path(folder), 2**40, lambda key: retry_transient(lambda: store.get(key), for_s=PATIENCE_S))
+    with temporary_blocks(store) as blocks:
         parts: list[Sample] = []
         for i, chunk in enumerate(chunks):
             missing = size - sum(len(part.rows) for part in parts)
@@ -82,9 +78,6 @@ def draw(ledger: Ledger, store: Store, spec: JobSpec, *, size: int, seed: int) -
 def _draw_from(  # noqa: PLR0913 - where from, and how much
     ledger: Ledger, store: Store, spec: JobSpec, blocks: BlockCache, chunk: int, size: int, choice: random.Random
 ) -> Sample:
-    path = keys.input_path(spec.job, chunk)
-    data = retry_transient(lambda: store.get(path), for_s=PATIENCE_S)
-    inputs = OPERATIONS[spec.operation].read(spec.job, tables.read_input(data, path, spec.operation), blocks)
     result = next(collect.fetch(ledger, store, spec.job, [chunk]), None)
     if result is None:
         raise DamagedObject(
@@ -99,8 +92,9 @@ def _draw_from(  # noqa: PLR0913 - where from, and how much
     chosen = (
         _whole_queries(usable, queries, size, choice) if has_pairs else choice.sample(usable, min(size, len(usable)))
     )
+    inputs = fetch_input(store, spec, chunk).take(chosen)  # of texts that many rows share, only those of the few
     return Sample(
-        rows=[inputs.rows[i] for i in chosen],
+        rows=list(OPERATIONS[spec.operation].read(spec.job, inputs, blocks).rows) if chosen else [],
         values=values[chosen],
         queries=[queries[i] for i in chosen],
         documents=[documents[i] for i in chosen],
