@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tasks.errors import UsageError
 
@@ -17,6 +17,8 @@ _PLACE = re.compile("|".join(map(re.escape, (INSTRUCTION, QUERY, DOCUMENT))))
 
 Line = Annotated[str, Field(pattern=LINE_PATTERN, max_length=256)]
 Text = Annotated[str, Field(max_length=100_000)]
+#: A piece of a template. The published ones are shorter than 500 characters.
+Part = Annotated[str, Field(max_length=10_000)]
 TokenLimit = Annotated[int, Field(ge=1, le=10_000_000)]
 Operation = Literal["encode", "score"]
 VectorDtype = Literal["float32", "float16"]
@@ -74,38 +76,13 @@ class EncodeOptions(Options):
         return self
 
 
-class Example(Message):
-    """A pair, and the prompt that the template makes of it, as its source prints it."""
-
-    instruction: Text | None = None
-    query: Text
-    document: Text
-    prompt: Text
-
-
-class Reference(Message):
-    """A score that a published model gives a pair, by which a loaded one is checked.
-
-    Attributes:
-        model: hub id of the model.
-        tolerance: largest difference that precision and kernels explain.
-    """
-
-    model: Line
-    instruction: Text | None = None
-    query: Text
-    document: Text
-    score: Annotated[float, Field(allow_inf_nan=False)]
-    tolerance: Annotated[float, Field(gt=0)] = 1e-3
-
-
 class Template(Message):
-    """How a causal reranker is asked about a pair, and how its answer becomes a score.
+    """How a causal reranker is asked about a pair, and how its answer becomes a score: what travels with a job.
+
+    No placeholder stands in it twice, so a prompt is no longer than all fields, the instruction and the pair together.
 
     Attributes:
         name: what ``--template`` calls it.
-        models: hub ids of the models that were trained with it.
-        source: where it was published.
         instruction: what the models are told to judge by, unless the job says otherwise.
         instruction_line: what stands for ``{instruction}`` where there is an instruction; without one it is nothing.
         parts: the prompt in pieces that are tokenised one by one, as the source does. ``{document}`` ends one of them,
@@ -118,37 +95,38 @@ class Template(Message):
     """
 
     name: Line
-    models: tuple[Line, ...] = ()
-    source: Line
     instruction: Text
-    instruction_line: Text = INSTRUCTION
-    parts: Annotated[tuple[Text, ...], Field(min_length=1, max_length=16)]
+    instruction_line: Part = INSTRUCTION
+    parts: Annotated[tuple[Part, ...], Field(min_length=1, max_length=16)]
     adds_special_tokens: bool = False
     positive: Line
     negative: Line | None = None
     formula: Formula
-    example: Example | None = None
-    references: tuple[Reference, ...] = ()
 
     @model_validator(mode="after")
-    def _has_places(self) -> Template:
-        whole = "".join(self.parts)
-        if whole.count(DOCUMENT) != 1 or whole.count(QUERY) != 1:
+    def _has_places(self) -> Self:
+        # Part by part, as they are rendered: a placeholder that is split over two of them is none.
+        places = [place for part in self.parts for place in _PLACE.findall(part)]
+        if places.count(DOCUMENT) != 1 or places.count(QUERY) != 1:
             raise ValueError(f"parts must hold {QUERY} and {DOCUMENT} once each")
         if not any(part.endswith(DOCUMENT) for part in self.parts):
             raise ValueError(f"{DOCUMENT} must end its part, what follows is a part of its own")
-        if whole.index(QUERY) > whole.index(DOCUMENT):
+        if places.index(QUERY) > places.index(DOCUMENT):
             raise ValueError(f"{QUERY} must stand before {DOCUMENT}")
+        if places.count(INSTRUCTION) > 1 or self.instruction_line.count(INSTRUCTION) != 1:
+            raise ValueError(f"{INSTRUCTION} may stand in parts once, and must stand in instruction_line once")
         if (self.negative is None) != (self.formula == "logit"):
             raise ValueError("negative is for the formulas probability and difference, which need it")
         return self
 
-    @model_validator(mode="after")
-    def _renders_example(self) -> Template:
-        example = self.example
-        if example and "".join(self.render(example.query, example.document, example.instruction)) != example.prompt:
-            raise ValueError("example.prompt is not what the parts make of the example's texts")
-        return self
+    @property
+    def has_instruction(self) -> bool:
+        """Whether there is a place for an instruction."""
+        return any(INSTRUCTION in part for part in self.parts)
+
+    def plain(self) -> Template:
+        """Return what travels, without what a file holds beside it."""
+        return Template(**{name: getattr(self, name) for name in Template.model_fields})
 
     def render(self, query: str, document: str, instruction: str | None = None) -> tuple[str, ...]:
         """Return the parts with the texts of a pair in them. It is one pass, so that braces in a text stay.
@@ -183,6 +161,12 @@ class ScoreOptions(Options):
     template: Template | None = None
     max_tokens: TokenLimit | None = None
     reproducible: bool = False
+
+    @field_validator("template", mode="before")
+    @classmethod
+    def _travels_light(cls, given: Any) -> Any:
+        """Leave examples and references of a template's file at home."""
+        return given.plain() if isinstance(given, Template) else given
 
 
 #: The options of each operation.

@@ -6,13 +6,62 @@ import tomllib
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Annotated, Self
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from tasks.errors import UsageError
-from tasks.options import Template, explain
+from tasks.options import Line, Message, Template, Text, explain
 
 SUFFIX = ".toml"
+
+
+class Example(Message):
+    """A pair, and the prompt that the template makes of it, as its source prints it."""
+
+    instruction: Text | None = None
+    query: Text
+    document: Text
+    prompt: Text
+
+
+class Reference(Message):
+    """A score that a published model gives a pair, by which a loaded one is checked.
+
+    Attributes:
+        model: hub id of the model.
+        tolerance: largest difference that precision and kernels explain.
+    """
+
+    model: Line
+    instruction: Text | None = None
+    query: Text
+    document: Text
+    score: Annotated[float, Field(allow_inf_nan=False)]
+    tolerance: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
+
+
+class TemplateFile(Template):
+    """A template, and what its file says about it. Jobs carry the template alone.
+
+    Attributes:
+        models: hub ids of the models that were trained with it.
+        source: where it was published.
+        example: what its parts must make of a pair.
+        references: what models must give.
+    """
+
+    models: Annotated[tuple[Line, ...], Field(max_length=256)] = ()
+    source: Line
+    example: Example | None = None
+    references: Annotated[tuple[Reference, ...], Field(max_length=256)] = ()
+
+    @model_validator(mode="after")
+    def _renders_example(self) -> Self:
+        example = self.example
+        if example and "".join(self.render(example.query, example.document, example.instruction)) != example.prompt:
+            raise ValueError("example.prompt is not what the parts make of the example's texts")
+        return self
 
 
 @cache
@@ -22,7 +71,7 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(file.name.removesuffix(SUFFIX) for file in files if file.name.endswith(SUFFIX)))
 
 
-def read_template(name_or_path: str) -> Template:
+def read_template(name_or_path: str) -> TemplateFile:
     """Return a template by its name, or read it from a file.
 
     Raises:
@@ -44,19 +93,19 @@ def read_template(name_or_path: str) -> Template:
     return _parse(text, name_or_path)
 
 
-def template_for(model: str) -> Template | None:
+def template_for(model: str) -> TemplateFile | None:
     """Return the template that a model was trained with, by its hub id; None if that is not known."""
     return next((template for template in map(_shipped, names()) if model in template.models), None)
 
 
 @cache
-def _shipped(name: str) -> Template:
+def _shipped(name: str) -> TemplateFile:
     return _parse(resources.files(__name__).joinpath(name + SUFFIX).read_text(encoding="utf-8"), name)
 
 
-def _parse(text: str, place: str) -> Template:
+def _parse(text: str, place: str) -> TemplateFile:
     try:
-        return Template.model_validate(tomllib.loads(text))
+        return TemplateFile.model_validate(tomllib.loads(text))
     except tomllib.TOMLDecodeError as exc:
         raise UsageError(f"--template {place}: it is not TOML: {exc}.") from exc
     except ValidationError as exc:

@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
 from tasks.errors import DeviceFull, ModelNotFound, UsageError
 from tasks.messages import ModelSpec
-from tasks.options import Reference, ScoreOptions, Template
+from tasks.options import ScoreOptions, Template
 from tasks.ports import Pair
 from tasks.settings import Settings
-from tasks.templates import read_template
+from tasks.templates import Reference, read_template
 from tests.smollm import save_smollm
 from tests.tiny_causal import Shape, tiny_causal
 from workers import running
@@ -364,7 +364,6 @@ def test_a_job_brings_its_own_template_and_instruction(qwen, folders):
 
 OWN = Template(
     name="own",
-    source="a test",
     instruction="",
     parts=("Q: {query}\n", "D: {document}", "\nAnswer:"),
     positive="yes",
@@ -399,7 +398,7 @@ def test_a_worker_without_a_template_serves_jobs_that_bring_one(folders):
 
 def write(folder: Path, **changes: Any) -> str:
     """Write a template file, in the JSON-like part of TOML."""
-    values = OWN.model_dump(exclude_none=True, exclude={"references"}) | changes
+    values = OWN.model_dump(exclude_none=True) | {"source": "a test"} | changes
     file = folder / "own.toml"
     file.write_text(
         "\n".join(f"{name} = {json.dumps(value)}" for name, value in values.items() if name != "references")

@@ -288,7 +288,7 @@ def test_pairs_go_in_smaller_batches_when_memory_runs_out(tmp_path: Path, monkey
 def test_options_that_the_model_cannot_serve_are_refused(scorer: CrossEncoderScorer, expected: CrossEncoder) -> None:
     """A sentence for each."""
     parts = ("{query}", "{document}")
-    template = Template(name="own", source="here", instruction="", parts=parts, positive="yes", formula="logit")
+    template = Template(name="own", instruction="", parts=parts, positive="yes", formula="logit")
     assert scorer.check(ScoreOptions(max_tokens=20)) is None
     for options in (ScoreOptions(instruction="Judge."), ScoreOptions(template=template)):
         line = "--instruction and --template are for causal rerankers; this model is a cross-encoder"

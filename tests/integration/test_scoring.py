@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from producer import Client, removal, text_blocks
+from producer import Client, removal, text_blocks, verification
 from producer.job import Job
 from producer.pairs import read_pairs
 from producer.runs import Run
 from tasks import broker, keys, tables
 from tasks.blocks import BlockCache
 from tasks.chunk import run_chunk
-from tasks.errors import BadInput, JobFailed, UsageError
+from tasks.errors import BadInput, DamagedObject, JobFailed, UsageError
 from tasks.limits import TimeLimits
 from tasks.messages import Ticket
 from tasks.operations import OPERATIONS
@@ -212,7 +212,6 @@ def test_a_job_says_all_that_it_asks_for(client, tmp_path):
     """Options, operation and queue; the start of a worker."""
     template = Template(
         name="mine",
-        source="here",
         instruction="judge",
         parts=("{instruction} {query} {document}",),
         positive="yes",
@@ -453,3 +452,36 @@ def test_a_small_job_may_live_in_the_broker(valkey, tmp_path):
         removal.remove(client, job.id)
         with broker.connect(valkey) as connection:
             assert list(connection.scan_iter(f"*{job.id}*")) == []
+
+
+# -- looking at a job that is done -------------------------------------------------------------------------------------
+
+
+def test_a_result_whose_texts_are_gone_too_leaves_the_job_as_it_is(client, files, tmp_path):
+    """It could not be computed again: all other results can still be collected."""
+    job = client.score(**files)
+    work(client, job, tmp_path)
+    (record,) = client.ledger.recorded(job.id, 1, 1)
+    client.store.delete(keys.result_path(job.id, 1, record.token))
+    client.store.delete(keys.texts_path(job.id, 0))
+    results = job.results()
+    assert len(next(results)) == 7
+    with pytest.raises(DamagedObject, match=r"result of chunk 1 .* its input .*/texts/00000000\.arrow is missing or"):
+        next(results)
+    assert job.status().state == "done"
+
+
+def test_a_sample_is_read_without_the_texts_of_other_rows(client, files, tmp_path, monkeypatch):
+    """A chunk may refer to hundreds of text blocks, of which a few rows need a few."""
+    monkeypatch.setattr(text_blocks, "BLOCK_BYTES", 1)
+    job = client.score(**files)
+    work(client, job, tmp_path)
+    assert len(list(client.store.list_keys(f"jobs/{job.id}/texts/"))) > 20
+    fetched: list[str] = []
+    get = client.store.get
+    monkeypatch.setattr(client.store, "get", lambda key: fetched.append(key) or get(key))
+    sample = verification.draw(client.ledger, client.store, job.spec, size=3, seed=0)
+    pairs = list(zip(sample.queries, sample.documents, strict=True))
+    assert [tuple(row) for row in sample.rows] == [(QUERIES[query], DOCS[doc]) for query, doc in pairs]
+    assert [score for query, doc, score in scored(pairs)] == pytest.approx(sample.values[:, 0].tolist())
+    assert sum("/texts/" in key for key in fetched) <= 2 * len(pairs)

@@ -276,7 +276,7 @@ def test_a_failed_job_says_why_and_what_is_missing(make_spec):
 def test_a_scoring_job_is_told_in_pairs_documents_and_scores(make_spec):
     """It has no vectors, and a failure names query and document; of a template, its name is enough."""
     template = Template(
-        name="plain", source="here", instruction="judge", parts=("{query} {document}",), positive="yes", formula="logit"
+        name="plain", instruction="judge", parts=("{query} {document}",), positive="yes", formula="logit"
     )
     spec = make_spec(options=ScoreOptions(template=template, instruction="find it"))
     status = status_of(spec, total=1, recorded=1, rows=10, rows_done=10, failed_rows=1, dim=1, **WORKED)

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from tasks import templates
 from tasks.errors import UsageError
 from tasks.options import ScoreOptions, Template
-from tasks.templates import names, read_template, template_for
+from tasks.templates import TemplateFile, names, read_template, template_for
 
 OWN = """
 name = "own"
@@ -20,6 +21,8 @@ positive = "yes"
 negative = "no"
 formula = "probability"
 """
+EXAMPLE = '[example]\nquery = "Q"\ndocument = "D"\nprompt = "Judge. Q|D="\n'
+REFERENCE = '[[references]]\nmodel = "a/b"\nquery = "Q"\ndocument = "D"\nscore = 1.0\n'
 
 
 @pytest.mark.parametrize("name", names())
@@ -66,6 +69,22 @@ def test_a_template_travels_in_the_options_of_a_job():
     assert ScoreOptions.model_validate_json(options.model_dump_json()) == options
 
 
+def test_only_what_rendering_and_the_formula_need_travels(tmp_path):
+    """Examples and references are texts; and another comment on the same template makes no other job."""
+    file = tmp_path / "own.toml"
+    file.write_text(f'models = ["a/b"]\n{OWN}{EXAMPLE}{REFERENCE}')
+    options = ScoreOptions(template=read_template(str(file)))
+    assert type(options.template) is Template
+    assert set(options.model_dump()["template"]) == {
+        *("name", "parts", "instruction", "instruction_line"),
+        *("adds_special_tokens", "positive", "negative", "formula"),
+    }
+    file.write_text(OWN)
+    assert ScoreOptions(template=read_template(str(file))) == options
+    with pytest.raises(ValidationError, match="example"):
+        ScoreOptions.model_validate({"template": read_template(str(file)).model_dump()})
+
+
 def test_a_file_of_ones_own_is_read_by_its_path(tmp_path):
     """The suffix tells a file from a name."""
     file = tmp_path / "own.toml"
@@ -82,7 +101,18 @@ def test_a_file_of_ones_own_is_read_by_its_path(tmp_path):
         (OWN.replace('negative = "no"', ""), "negative"),
         (OWN.replace('name = "own"', ""), "name: Field required"),
         (OWN + 'temperature = "0"', "temperature: Extra inputs are not permitted"),
-        (OWN + '[example]\nquery = "Q"\ndocument = "D"\nprompt = "Judge.Q|D="', "example.prompt is not"),
+        (OWN + EXAMPLE.replace("Judge. Q", "Judge.Q"), "example.prompt is not"),
+        (OWN.replace("{query}", "{query}{query}"), "parts must hold {query} and {document} once each"),
+        (OWN.replace("{query}", "{que").replace("|{doc", "ry}|{doc"), "parts must hold {query} and {document} once"),
+        (OWN.replace('"="', '"{document}"'), "parts must hold {query} and {document} once each"),
+        (OWN.replace('"="', '"{instruction}"'), "{instruction} may stand in parts once"),
+        (OWN.replace("{instruction} ", "{instruction}{instruction}"), "{instruction} may stand in parts once"),
+        ('instruction_line = "{instruction} {instruction}"' + OWN, "must stand in instruction_line once"),
+        ('instruction_line = "Judge well."' + OWN, "must stand in instruction_line once"),
+        (OWN.replace('"="', f'"{10_001 * "="}"'), "parts.2: String should have at most 10000"),
+        (f"models = {['a/b'] * 257}" + OWN, "models: Tuple should have at most 256"),
+        (OWN + REFERENCE + "tolerance = inf", "tolerance: Input should be a finite number"),
+        (OWN + 257 * REFERENCE, "references: Tuple should have at most 256"),
     ],
 )
 def test_a_file_that_is_no_template_is_refused_in_one_line_that_names_what_is_wrong(tmp_path, text, says):
@@ -115,10 +145,19 @@ def test_a_file_that_is_not_utf_8_is_refused(tmp_path):
 @given(query=st.text(), document=st.text(), instruction=st.text(min_size=1))
 def test_texts_stand_in_a_prompt_as_they_are(query, document, instruction):
     """Braces in a text, and even the name of a place, are text."""
-    template = Template(**tomllib.loads(OWN))
+    template = TemplateFile(**tomllib.loads(OWN)).plain()
     for told in (instruction, "{query}{document}"):
         assert template.render(query, document, told) == (f"{told} {query}", f"|{document}", "=")
         assert template.render("{document}", document, told)[0] == f"{told} {{document}}"
+
+
+@given(query=st.text(), document=st.text(), instruction=st.text())
+def test_a_prompt_is_no_longer_than_its_texts_and_its_template(query, document, instruction):
+    """Nothing that a job says is multiplied."""
+    for template in map(read_template, names()):
+        prompt = "".join(template.render(query, document, instruction))
+        own = sum(map(len, (*template.parts, template.instruction_line, template.instruction)))
+        assert len(prompt) <= own + len(query + document + instruction)
 
 
 def test_no_instruction_leaves_no_line_for_one():

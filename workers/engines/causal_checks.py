@@ -11,8 +11,9 @@ import torch
 
 from tasks.errors import UsageError, place_of
 from tasks.messages import ModelSpec
-from tasks.options import ScoreOptions, Template
+from tasks.options import ScoreOptions
 from tasks.ports import Computed, Pair
+from tasks.templates import TemplateFile
 from workers.engines.causal_model import CausalModel
 from workers.engines.prompts import Prompt, tokens_of
 from workers.engines.question import Question
@@ -35,17 +36,20 @@ class Example:
         causal: the model.
         question: how the worker asks it; None if nobody told.
         tokenizer: of the model.
+        pair: what to ask about.
 
     Raises:
         UsageError: the worker's template does not go with the model.
     """
 
-    def __init__(self, spec: ModelSpec, causal: CausalModel, question: Question | None, tokenizer: Any) -> None:
+    def __init__(
+        self, spec: ModelSpec, causal: CausalModel, question: Question | None, tokenizer: Any, pair: Pair
+    ) -> None:
         if question and question.problem:
             raise UsageError(f"--model {spec}: {question.problem}.")
         self._spec = spec
         self._causal = causal
-        self._prompt, self._tokens = _example(question, tokenizer, causal.most)
+        self._prompt, self._tokens = _example(question, tokenizer, pair, causal.most)
         with torch.inference_mode():
             ids = torch.from_numpy(self._prompt.ids)[None].to(causal.model.device)
             logits = causal.model(input_ids=ids, use_cache=False).logits[0, -1].float().cpu()
@@ -95,13 +99,11 @@ class Example:
         return bool(np.abs(found - self._expected).max() <= self._tolerance)  # not so for NaN
 
 
-def _example(question: Question | None, tokenizer: Any, most: int) -> tuple[Prompt, list[int]]:
+def _example(question: Question | None, tokenizer: Any, pair: Pair, most: int) -> tuple[Prompt, list[int]]:
     """Return a prompt, and the tokens whose logits are compared."""
     if question is None:  # any text serves, and any tokens
-        ids = np.array(tokens_of(tokenizer, " ".join(PAIR))[:most], np.int64)
+        ids = np.array(tokens_of(tokenizer, " ".join(pair))[:most], np.int64)
         return Prompt(ids, len(ids) // 2, 0), ids[:2].tolist()
-    example = question.template.example
-    pair = Pair(example.query, example.document) if example else PAIR
     prepared = question.prompts.prepare([pair], most)
     if prepared.errors:
         raise UsageError(f"The template {question.template.name} alone is longer than the {most} tokens of the model.")
@@ -109,7 +111,7 @@ def _example(question: Question | None, tokenizer: Any, most: int) -> tuple[Prom
 
 
 def check_references(
-    spec: ModelSpec, template: Template, score: Callable[[list[Pair], ScoreOptions], Computed]
+    spec: ModelSpec, template: TemplateFile, score: Callable[[list[Pair], ScoreOptions], Computed]
 ) -> None:
     """Compare with the scores that are published for the model.
 

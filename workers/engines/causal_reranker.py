@@ -19,7 +19,7 @@ from tasks.settings import Settings
 from tasks.templates import names, read_template, template_for
 from workers.engines.batched import BatchedEngine, Loaded
 from workers.engines.blocks import NO_LIMIT, Block, Prepared
-from workers.engines.causal_checks import Example, check_references
+from workers.engines.causal_checks import PAIR, Example, check_references
 from workers.engines.causal_model import CausalModel, load_causal
 from workers.engines.fingerprint import fingerprint_of_causal
 from workers.engines.head import score_of
@@ -45,7 +45,8 @@ class CausalReranker(BatchedEngine[Pair, ScoreOptions]):
     NOT_FINITE = "the model gave a score that is not finite"
 
     def __init__(self, spec: ModelSpec, device: str, settings: Settings) -> None:
-        self._template = read_template(settings.template) if settings.template else template_for(spec.name)
+        file = read_template(settings.template) if settings.template else template_for(spec.name)
+        self._template = file and file.plain()
         model, self._tokenizer = load_causal(spec, device, settings)
         self._causal = CausalModel(model, self._tokenizer, device)
         self._asked: dict[tuple[object, ...], Question] = {}
@@ -58,11 +59,12 @@ class CausalReranker(BatchedEngine[Pair, ScoreOptions]):
             numbers=str(model.dtype),
             attention=str(getattr(model.config, "_attn_implementation", None)),
         )
-        example = Example(spec, self._causal, self._question(ScoreOptions()), self._tokenizer)
+        pair = file and file.example and Pair(file.example.query, file.example.document)
+        example = Example(spec, self._causal, self._question(ScoreOptions()), self._tokenizer, pair or PAIR)
         super().__init__(loaded, device, settings)
         example.check()
-        if self._template:
-            check_references(spec, self._template, self.score)
+        if file:
+            check_references(spec, file, self.score)
 
     def check(self, options: ScoreOptions) -> str | None:
         """Say why this model cannot serve these options, or return None."""

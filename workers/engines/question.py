@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tasks.options import INSTRUCTION, Template
+from tasks.options import Template
 from workers.engines.prompts import Prompts, tokens_of
 
 
@@ -38,5 +38,5 @@ class Question:
             ),
             None,
         )
-        if instruction is not None and INSTRUCTION not in "".join(template.parts):
+        if instruction is not None and not template.has_instruction:
             self.problem = f"the template {template.name} has no place for an instruction; leave out --instruction"

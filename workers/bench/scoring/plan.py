@@ -45,8 +45,9 @@ class ScorePlan(BenchPlan):
             UsageError: what is named is none.
         """
         if self.template is not None:
-            return read_template(self.template)
-        return template_for(ModelSpec.parse(self.model, "score").name)
+            return read_template(self.template).plain()
+        found = template_for(ModelSpec.parse(self.model, "score").name)
+        return found and found.plain()
 
 
 def contenders(plan: ScorePlan, precision: str, batch_sizes: Sequence[int]) -> list[Contender]:
