@@ -76,7 +76,7 @@ def _mismatch(slot: Slot, lease: Lease) -> str | None:
 def _other_weights(slot: Slot, pinned: str) -> str:
     return (
         f"its weights of {slot.status.model} ({slot.engine.weights}) are not those that began the job ({pinned}): "
-        "load the same revision with the same --precision and --backend everywhere"
+        "load the same revision with the same --precision, --backend and --template everywhere"
     )
 
 
@@ -130,9 +130,11 @@ def _work(slot: Slot, lease: Lease) -> str:
 
 def _check(slot: Slot, lease: Lease) -> None:
     """Raise Permanent if the model cannot serve the job's options, or its chunk cannot even be given up."""
-    problem = slot.engine.check(lease.spec.options)
-    if lease.attempts > slot.settings.max_attempts + GIVE_UPS:
-        problem = f"chunk {lease.chunk} can neither be done nor given up, the last so: {lease.journal.why}"
+    if lease.attempts > slot.settings.max_attempts + GIVE_UPS:  # first, as it may be the engine's look that ends slots
+        raise Permanent(f"chunk {lease.chunk} can neither be done nor given up, the last so: {lease.journal.why}")
+    options = lease.spec.options
+    with slot.limits.options(len(options.model_dump_json())):
+        problem = slot.engine.check(options)
     if problem:
         raise Permanent(problem)
 

@@ -1,7 +1,7 @@
 """Time limits that nobody has to guess: a piece of work may take so many times what the pace so far lets expect.
 
-Two paces are measured in each slot: characters of the rows that go to the engine together, and padded tokens of a
-batch. A thread looks at both; when one is over its limit, the process ends, its node replaces it, and the chunk is
+Three paces are measured in each slot: characters of the rows that go to the engine together, padded tokens of a batch,
+and characters of a job's options, which the engine looks at. A thread looks at all; when one is over its limit, the process ends, its node replaces it, and the chunk is
 treated like one that killed its process (tasks/journal.py). A hang that does not even let that thread run (it holds the
 interpreter's lock) silences the slot's pulse too, and the node ends it.
 """
@@ -104,6 +104,7 @@ class TimeLimits:
         self._end = end or _end_process
         self._rows = Pace("characters of text", stall_s, LEAST_CHARACTERS)
         self._batch = Pace("tokens in a batch", stall_s, LEAST_TOKENS)
+        self._options = Pace("characters of options", stall_s, LEAST_CHARACTERS)
 
     def start(self) -> None:
         """Watch from a thread."""
@@ -121,6 +122,16 @@ class TimeLimits:
             self._batch.drop()
             self._rows.drop()
 
+    @contextmanager
+    def options(self, n_characters: int) -> Iterator[None]:
+        """Limit the time in which the engine says whether it can serve options: a template in them is tokenised."""
+        self._options.begin(n_characters)
+        try:
+            yield
+            self._options.end()
+        finally:
+            self._options.drop()
+
     def computed(self, share: float) -> None:
         """Say which share of the rows the engine computed; the others were quick, and teach nothing of its pace."""
         self._rows.scale(share)
@@ -133,7 +144,7 @@ class TimeLimits:
     def _watch(self) -> None:
         while True:
             time.sleep(min(1.0, self._stall_s / 4))
-            reason = self._batch.overdue() or self._rows.overdue()
+            reason = self._batch.overdue() or self._rows.overdue() or self._options.overdue()
             if reason:
                 self._end(reason)
                 return

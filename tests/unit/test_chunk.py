@@ -344,6 +344,7 @@ def test_a_slot_with_other_weights_refuses_by_name(make_site):
     assert run_chunk(other, site.ticket(1)) == "refused"
     why = site.ledger.refusals(site.desk.spec.job)["node/1"]
     assert "fake-8-256" in why
+    assert "--template" in why  # a causal reranker's fingerprint holds its own template
     assert "fake-4-4" in why
     assert run_chunk(site.slot("node/2"), site.ticket(1)) == "recorded: 3 rows"
 
@@ -712,3 +713,35 @@ def test_a_chunk_of_which_not_even_error_rows_can_be_made_fails_the_job(site):
     assert outcomes == ["attempt failed"] * attempts + ["failed"]
     assert site.desk.status.reason.startswith("chunk 0 can neither be done nor given up, the last so: KeyError in ")
     assert "secret" not in site.desk.status.reason
+
+
+def test_options_that_end_every_process_that_looks_at_them_fail_the_job(site):
+    """Slots would be replaced for ever otherwise; a template that is tokenised is a text of somebody's too."""
+
+    class Mortal(FakeEncoder):
+        def check(self, options):
+            raise EngineBroken("the tokenizer crashed")
+
+    looks = site.max_attempts + chunk.GIVE_UPS
+    for _ in range(looks):
+        with pytest.raises(EngineBroken):
+            run_chunk(site.slot(encoder=Mortal("fake", Settings())), site.ticket())
+    assert run_chunk(site.slot(encoder=Mortal("fake", Settings())), site.ticket()) == "failed"
+    assert "can neither be done nor given up" in site.desk.status.reason
+    assert "the tokenizer crashed" in site.desk.status.reason
+
+
+def test_the_time_of_a_look_at_options_is_limited(site):
+    """A slot that hangs there would keep its lease alive for ever."""
+    said = []
+
+    class Slow(FakeEncoder):
+        def check(self, options):
+            wait_until(lambda: said, "the look is overdue")
+            return super().check(options)
+
+    ready = site.slot(encoder=Slow("fake:dim=4,limit=4", Settings(max_batch_tokens=100)))
+    ready.limits = TimeLimits(0.001, said.append)
+    ready.limits.start()
+    assert run_chunk(ready, site.ticket()) == "recorded: 3 rows"
+    assert "characters of options take longer than" in said[0]
