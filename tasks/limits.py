@@ -1,9 +1,10 @@
 """Time limits that nobody has to guess: a piece of work may take so many times what the pace so far lets expect.
 
 Three paces are measured in each slot: characters of the rows that go to the engine together, padded tokens of a batch,
-and characters of a job's options, which the engine looks at. A thread looks at all; when one is over its limit, the process ends, its node replaces it, and the chunk is
-treated like one that killed its process (tasks/journal.py). A hang that does not even let that thread run (it holds the
-interpreter's lock) silences the slot's pulse too, and the node ends it.
+and characters of a job's options, which the engine looks at. A thread looks at all; when one is over its limit, the
+process ends, its node replaces it, and the chunk is treated like one that killed its process (tasks/journal.py). A hang
+that does not even let that thread run (it holds the interpreter's lock) silences the slot's pulse too, and the node
+ends it.
 """
 
 from __future__ import annotations
