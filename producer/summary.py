@@ -93,9 +93,12 @@ def _reused(result: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _computed(result: dict[str, Any]) -> str:
-    """Say what the model computed; its padding can only be told where it computed every row."""
+    """Say what the model computed; its padding can only be told where it computed all tokens of every row.
+
+    Rerankers compute the tokens that pairs share once.
+    """
     tokens, padded = result["tokens"], result["padded_tokens"]
-    if result["duplicate_rows"] or result["cached_rows"]:
+    if result["duplicate_rows"] or result["cached_rows"] or padded < tokens:
         return f"{padded:,} through the model, padding included"
     return f"{1 - tokens / padded if padded else 0:.1%} padding"
 
