@@ -227,12 +227,21 @@ def read_input(data: bytes, name: str, operation: Operation = "encode") -> pa.Ta
     return _read_sent(data, name, _INPUTS[operation])
 
 
-def read_block(data: bytes | pa.Buffer, name: str) -> pa.Table:
+def read_block(data: bytes, name: str) -> pa.Table:
     """Do the same for a text block."""
     return _read_sent(data, name, _BLOCK)
 
 
-def _read_sent(data: bytes | pa.Buffer, name: str, schema: pa.Schema) -> pa.Table:
+def read_local_block(data: pa.Buffer, name: str) -> pa.Table:
+    """Read a host's copy of a text block back.
+
+    Raises:
+        DamagedObject: it is not what the client wrote; the store may have it whole.
+    """
+    return _as_sent(read_whole(data, name), name, _BLOCK)
+
+
+def _read_sent(data: bytes, name: str, schema: pa.Schema) -> pa.Table:
     try:
         return _as_sent(read_whole(data, name), name, schema)
     except DamagedObject as exc:

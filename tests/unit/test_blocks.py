@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ from tasks import blocks as blocks_module
 from tasks import keys, tables
 from tasks.blocks import DRAFT_S, BlockCache
 from tasks.errors import DamagedObject
+from tasks.open_blocks import LEAST_BYTES, OpenBlocks
 
 JOB = "score-1"
 
@@ -165,13 +167,76 @@ def test_a_block_larger_than_the_limit_is_the_only_one(open_cache, tmp_path):
     assert kept(tmp_path) == ["2"]
 
 
-def test_a_slot_keeps_few_blocks_open(origin, open_cache, monkeypatch):
-    """A job may have any number of them."""
-    monkeypatch.setattr(blocks_module, "OPEN_BLOCKS", 2)
+@pytest.mark.parametrize("limit", ["MAPPED_BYTES", "OWN_BYTES"])
+def test_a_slot_keeps_few_bytes_open(origin, open_cache, tmp_path, monkeypatch, limit):
+    """A job may have any number of blocks; those in the slot's own memory cost more than mapped ones."""
+    monkeypatch.setattr(blocks_module, limit, 2 * LEAST_BYTES)
+    if limit == "OWN_BYTES":
+        (tmp_path / "blocks").write_text("")  # no folder
     cache = open_cache()
+    kept, empty = (cache._mapped, cache._own) if limit == "MAPPED_BYTES" else (cache._own, cache._mapped)
     for block in (0, 1, 0, 2):
         cache.get(JOB, block)
-    assert [key[-7] for key in cache._open] == ["0", "2"]
+    assert [key[-7] for key in kept._blocks] == ["0", "2"]
+    assert not empty._blocks
+
+
+def test_open_blocks_are_bounded_by_their_bytes():
+    """The latest stays whatever its size; one that is put twice counts once."""
+    large, small = (tables.text_block(["a"], [n * "x"]) for n in (3 * LEAST_BYTES, 1))
+    open_blocks = OpenBlocks(4 * LEAST_BYTES)
+    for key, block in (("a", small), ("b", large), ("b", large), ("c", small), ("d", small)):
+        open_blocks.put(key, block)
+    assert [key for key in "abcd" if open_blocks.get(key)] == ["c", "d"]
+    open_blocks.put("e", tables.text_block(["a"], [5 * LEAST_BYTES * "x"]))
+    assert [key for key in "cde" if open_blocks.get(key)] == ["e"]
+    open_blocks.clear()
+    assert open_blocks.get("e") is None
+    open_blocks.put("b", large)
+    assert open_blocks.get("b") is large
+
+
+def test_the_folder_is_looked_at_only_when_enough_was_written(origin, open_cache, tmp_path, monkeypatch):
+    """A look at thousands of files takes longer than a fetch; the folder stays bounded all the same."""
+    looks = []
+    prune = BlockCache._prune
+    monkeypatch.setattr(BlockCache, "_prune", lambda self, latest: (looks.append(self), prune(self, latest)))
+    monkeypatch.setattr(blocks_module, "LOOKS", 4)
+    for block in range(40):
+        origin.put(block, "x" * 5000)
+    size = len(origin.objects[keys.texts_path(JOB, 0)])
+    slots = [open_cache(16 * size) for _ in range(2)]
+    for block in range(40):
+        slots[block % 2].get(JOB, block)
+        n_kept = len(kept(tmp_path))
+        assert n_kept <= 16 + 2 * 4  # a quarter more for each of the slots
+    assert len(looks) == 2 * (1 + 19 // 4)
+    assert len(origin.fetched) == 40
+
+
+def test_a_full_folder_is_pruned_to_less_than_its_limit(origin, open_cache, tmp_path):
+    """So that not every block is followed by another pruning."""
+    for block in range(11):
+        origin.put(block, "x" * 5000)
+    cache = open_cache(10 * len(origin.objects[keys.texts_path(JOB, 0)]))
+    for block in range(10):
+        cache.get(JOB, block)
+    assert len(kept(tmp_path)) == 10
+    cache.get(JOB, 10)
+    assert len(kept(tmp_path)) == 9
+
+
+def test_threads_share_a_cache(origin, tmp_path, monkeypatch):
+    """A chunk's blocks are fetched side by side, in and out of what is open and what is on the disk."""
+    monkeypatch.setattr(blocks_module, "MAPPED_BYTES", 3 * LEAST_BYTES)
+    for block in range(12):
+        origin.put(block, f"text {block}", "x" * 5000)
+    cache = BlockCache(tmp_path / "blocks", 30_000, origin.fetch)
+    wanted = [block * step % 12 for step in (1, 5, 7) for block in range(48)]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda block: cache.get(JOB, block)["text"][0].as_py(), wanted))
+    assert found == [f"text {block}" for block in wanted]
+    assert cache._mapped._size_bytes <= 3 * LEAST_BYTES
 
 
 @pytest.mark.parametrize("damage", ["empty", "torn", "zeros", "altered", "another"])
@@ -191,6 +256,7 @@ def test_a_block_that_the_disk_damaged_is_fetched_again(origin, open_cache, tmp_
     with caplog.at_level(logging.WARNING):
         assert open_cache().get(JOB, 0)["text"].to_pylist() == ["text 0", "x" * 5000]
     assert "Text block fetched again" in caplog.text
+    assert "submit it again" not in caplog.text  # the store has it whole
     assert open_cache().get(JOB, 0)["text"][0].as_py() == "text 0"
     assert len(origin.fetched) == 2
 
@@ -223,15 +289,19 @@ def test_without_a_folder_blocks_are_read_into_memory(origin, tmp_path, caplog):
     assert caplog.text.count("Text blocks are not kept on disk") == 1
 
 
-def test_a_full_disk_leaves_no_draft(origin, open_cache, tmp_path, monkeypatch):
-    """The block is used all the same."""
+def test_a_full_disk_leaves_no_draft(origin, open_cache, tmp_path, monkeypatch, caplog):
+    """The block is used all the same, as it was fetched, and that is said once."""
 
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "replace", fail)
-        assert open_cache().get(JOB, 0)["text"][0].as_py() == "text 0"
+        cache = open_cache()
+        for block in (0, 1, 0):
+            assert cache.get(JOB, block)["text"][0].as_py() == f"text {block}"
+    assert len(origin.fetched) == 2
+    assert caplog.text.count("Text blocks are not kept on disk") == 1
     assert list((tmp_path / "blocks").glob("*-0*")) == []
 
 
