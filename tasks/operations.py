@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -17,6 +18,9 @@ from tasks.ports import Computed, Encoder, Pair, Scorer
 
 R = TypeVar("R")
 OnBatch = Callable[[int], None]
+
+#: Text blocks of a chunk that are fetched at a time. A store answers a request in some 20 to 100 ms.
+FETCHERS = 8
 
 
 class Rows(Generic[R]):
@@ -128,12 +132,18 @@ def _look_up(
     """Return ids and texts by block and place."""
     wanted = np.stack([in_blocks.to_numpy(), places.to_numpy()], axis=1)  # (n_rows, 2)
     distinct, at = np.unique(wanted, axis=0, return_inverse=True)
-    ids: list[str] = []
-    texts: list[str] = []
-    for block in np.unique(distinct[:, 0]).tolist():
-        found = _take(cache.get(job, block), distinct[distinct[:, 0] == block, 1], keys.texts_path(job, block))
-        ids += found["id"].to_pylist()
-        texts += found["text"].to_pylist()
+    blocks, starts = np.unique(distinct[:, 0], return_index=True)
+
+    def take(block: int, some: np.ndarray) -> pa.Table:
+        return _take(cache.get(job, block), some, keys.texts_path(job, block))
+
+    threads = ThreadPoolExecutor(FETCHERS)
+    try:
+        taken = list(threads.map(take, blocks.tolist(), np.split(distinct[:, 1], starts[1:])))
+    finally:  # without waiting: a slot that is told to end hands its chunk back at once
+        threads.shutdown(wait=False, cancel_futures=True)
+    ids = [id_ for found in taken for id_ in found["id"].to_pylist()]
+    texts = [text for found in taken for text in found["text"].to_pylist()]
     order = at.reshape(-1).tolist()  # NumPy 2.0 alone returns (n_rows, 1)
     return [ids[i] for i in order], [texts[i] for i in order]
 

@@ -33,6 +33,7 @@ class Pulse:
         self._lost_lease: Lease | None = None
         self._stopped = threading.Event()
         self._reported_at = 0.0
+        self._change = threading.Lock()
 
     def start(self) -> None:
         """Report, and go on doing so from a thread until the process ends or ``stop``."""
@@ -44,8 +45,9 @@ class Pulse:
         self._stopped.set()
 
     def change(self, **changes: Any) -> None:
-        """Change fields of the status; the next report tells them."""
-        self.status = replace(self.status, **changes)
+        """Change fields of the status; the next report tells them. Threads may do so."""
+        with self._change:
+            self.status = replace(self.status, **changes)
 
     @contextmanager
     def holding(self, lease: Lease) -> Iterator[None]:

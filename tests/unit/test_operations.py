@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tasks import keys, tables
 from tasks.blocks import BlockCache
 from tasks.errors import DamagedObject
-from tasks.operations import OPERATIONS
+from tasks.operations import FETCHERS, OPERATIONS
 from tasks.options import EncodeOptions, ScoreOptions
 from tasks.ports import Computed, Pair
 
@@ -67,6 +71,37 @@ def test_a_text_of_many_pairs_is_in_memory_once(blocks):
     """A query has a thousand documents."""
     rows = OPERATIONS["score"].read("score-1", chunk_of(*[(0, 0, 1, 1)] * 3), blocks).rows
     assert len({id(pair.query) for pair in rows}) == len({id(pair.document) for pair in rows}) == 1
+
+
+@given(lies=st.lists(st.tuples(*[st.integers(0, 9), st.integers(0, 1)] * 2), min_size=1, max_size=60))
+def test_blocks_that_are_fetched_side_by_side_give_each_pair_its_texts(lies):
+    """In whatever order they come; each block is asked for once."""
+    arrived: list[str] = []
+
+    class Cache:
+        def get(self, job: str, block: int):
+            arrived.append(f"{job} {block}")
+            ids = [f"{block}-{place}" for place in range(2)]
+            return tables.text_block(ids, [f"text of {id_}" for id_ in ids])
+
+    rows = OPERATIONS["score"].read("score-1", chunk_of(*lies), Cache())
+    expected = [(f"{query}-{at}", f"{document}-{place}") for query, at, document, place in lies]
+    assert list(zip(*(rows.heads[name].to_pylist() for name in ("query_id", "doc_id")), strict=True)) == expected
+    assert rows.rows == [Pair(f"text of {query}", f"text of {document}") for query, document in expected]
+    assert len(arrived) == len({lie[0] for lie in lies}) + len({lie[2] for lie in lies})
+
+
+def test_missing_blocks_are_fetched_side_by_side(tmp_path):
+    """A store answers each request late; one after the other, a chunk of many blocks would wait for all of them."""
+    together = threading.Barrier(FETCHERS)
+
+    def fetch(key: str) -> bytes:
+        together.wait(20)
+        return tables.input_bytes(tables.text_block(["a"], ["b"]), key)
+
+    pairs = [(block, 0, block, 0) for block in range(FETCHERS)]
+    rows = OPERATIONS["score"].read("score-1", chunk_of(*pairs), BlockCache(tmp_path, 2**20, fetch))
+    assert rows.rows == [Pair("b", "b")] * FETCHERS
 
 
 @pytest.mark.parametrize("pair", [(0, 2, 0, 0), (0, 0, 1, 7), (0, 0, 1, -1)])
