@@ -137,11 +137,8 @@ def _look_up(
     def take(block: int, some: np.ndarray) -> pa.Table:
         return _take(cache.get(job, block), some, keys.texts_path(job, block))
 
-    threads = ThreadPoolExecutor(FETCHERS)
-    try:
+    with ThreadPoolExecutor(FETCHERS) as threads:
         taken = list(threads.map(take, blocks.tolist(), np.split(distinct[:, 1], starts[1:])))
-    finally:  # without waiting: a slot that is told to end hands its chunk back at once
-        threads.shutdown(wait=False, cancel_futures=True)
     ids = [id_ for found in taken for id_ in found["id"].to_pylist()]
     texts = [text for found in taken for text in found["text"].to_pylist()]
     order = at.reshape(-1).tolist()  # NumPy 2.0 alone returns (n_rows, 1)

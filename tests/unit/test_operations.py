@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,6 +104,25 @@ def test_missing_blocks_are_fetched_side_by_side(tmp_path):
     pairs = [(block, 0, block, 0) for block in range(FETCHERS)]
     rows = OPERATIONS["score"].read("score-1", chunk_of(*pairs), BlockCache(tmp_path, 2**20, fetch))
     assert rows.rows == [Pair("b", "b")] * FETCHERS
+
+
+def test_after_damage_nothing_is_fetched_any_more(tmp_path):
+    """A folder that is deleted then would come again, with texts in it."""
+    fetched: list[str] = []
+
+    def fetch(key: str) -> bytes:
+        if key == keys.texts_path("score-1", 0):
+            raise DamagedObject("it is missing", key=key)
+        fetched.append(key)
+        return tables.input_bytes(tables.text_block(["a"], ["b"]), key)
+
+    with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
+        cache = BlockCache(Path(folder) / "blocks", 2**30, fetch)
+        with pytest.raises(DamagedObject, match="it is missing"):
+            OPERATIONS["score"].read("score-1", chunk_of(*[(block, 0, block, 0) for block in range(500)]), cache)
+        n_fetched = len(fetched)
+    assert len(fetched) == n_fetched
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("pair", [(0, 2, 0, 0), (0, 0, 1, 7), (0, 0, 1, -1)])
