@@ -90,14 +90,12 @@ class PairChunk:
         first_row: number of its first pair in the job, from 0.
         pairs: (n_rows,)
         n_bytes: UTF-8 bytes of the documents, of one once for each query.
-        n_unnamed: none, as pairs have ids of their own or go without.
     """
 
     number: int
     first_row: int
     pairs: list[Pair] = field(repr=False)
     n_bytes: int
-    n_unnamed: int = 0
 
     @property
     def n_rows(self) -> int:

@@ -191,7 +191,7 @@ def _submit_and_wait(client: Client, spec: JobSpec, order: Order) -> Job | None:
 
         def show(chunk: Chunk | PairChunk) -> None:
             nonlocal unnamed
-            unnamed += chunk.n_unnamed
+            unnamed += chunk.n_unnamed if isinstance(chunk, Chunk) else 0
             with suppress(Transient):  # what is shown may wait
                 shown.update_now_and_then(lambda: (client.ledger.status(spec.job), client.live_slots(spec.queue)))
 
