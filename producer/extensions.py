@@ -26,11 +26,13 @@ class Format(Generic[T]):
         open: turns an open file into a function that appends an item to it.
         arrange: makes the items of chunk results and ``--top-k``.
         lists_errors: whether rows with an error are named in a file beside, because the file itself cannot say them.
+        needs_plain_ids: whether ids are fields of a line.
     """
 
     open: Opener[T]
     arrange: Callable[[Iterable[pa.Table], int | None], Iterable[T]]
     lists_errors: bool = False
+    needs_plain_ids: bool = False
 
 
 _TABLES = {
@@ -50,7 +52,9 @@ FORMATS: dict[Operation, dict[str, Format[Any]]] = {
     },
     "score": {
         **{
-            f"{extension}{packed}": Format[Ranking](write_as, rank, lists_errors=extension != ".jsonl")
+            f"{extension}{packed}": Format[Ranking](
+                write_as, rank, lists_errors=extension != ".jsonl", needs_plain_ids=extension != ".jsonl"
+            )
             for extension, plain in ((".trec", trec_run), (".run", trec_run), (".jsonl", query_lines))
             for packed, write_as in (("", plain), (".gz", gzipped(plain)), (".zst", zstd(plain)))
         },

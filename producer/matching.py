@@ -14,7 +14,7 @@ from typing import Any
 from producer.candidates import Candidates
 from producer.chunking import Pair
 from producer.rows import count_of, quote
-from producer.scratch import open_scratch, writing
+from producer.scratch import in_scratch, open_scratch
 from producer.texts import Kind, Texts
 from tasks.errors import BadInput
 
@@ -65,6 +65,12 @@ CROSS JOIN places q ON q.kind = 'query' AND q.number = p.query
 CROSS JOIN places d ON d.kind = 'document' AND d.number = p.document
 ORDER BY p.query, p.number
 """
+_IDS: dict[Kind, str] = {
+    "query": "SELECT number, id FROM texts WHERE kind = 'query' AND (NOT ? OR number IN (SELECT query FROM pairs))",
+    "document": (
+        "SELECT number, id FROM texts WHERE kind = 'document' AND (NOT ? OR number IN (SELECT document FROM pairs))"
+    ),
+}
 _PLACES: dict[Kind, str] = {
     "query": "SELECT block, place FROM places WHERE kind = 'query' ORDER BY number",
     "document": "SELECT block, place, n_bytes FROM places WHERE kind = 'document' ORDER BY number",
@@ -91,7 +97,7 @@ class Matching:
         Raises:
             BadInput: a record cannot be read, or its id is empty or that of another.
         """
-        with writing():
+        with in_scratch():
             for texts in kinds:
                 self._db.executemany("INSERT INTO texts VALUES (?, ?, ?, ?)", _records(texts))
             self._db.execute("CREATE INDEX ids ON texts(kind, id)")  # by one sort: ids come in any order
@@ -121,7 +127,7 @@ class Matching:
             BadInput: a line cannot be read, there is no such document, or no query has any.
         """
         self._has_candidates = True
-        with writing():
+        with in_scratch():
             self._db.executemany("INSERT INTO candidates VALUES (NULL, ?, ?, ?, ?)", candidates.read())
             self._db.execute(_FIND)
             self._check_documents(candidates)
@@ -173,6 +179,11 @@ class Matching:
         kinds = "SELECT sum(kind = 'query') * sum(kind = 'document') FROM texts"
         return int(self._row(kinds)[0] or 0)
 
+    def ids(self, kind: Kind) -> Iterator[tuple[int, str]]:
+        """Yield number and id of those that are in pairs."""
+        with in_scratch():
+            yield from self._db.execute(_IDS[kind], (self._has_candidates,))
+
     def wanted(self, texts: Texts) -> Iterator[tuple[int, str, str]]:
         """Yield number, id and text of those that are in pairs, in their order.
 
@@ -183,36 +194,44 @@ class Matching:
         if not self._has_candidates:
             yield from rows
             return
-        wanted = self._db.execute(_WANTED[texts.kind])
-        number = next(wanted, (None,))[0]
+        wanted = self._wanted(texts.kind)
+        number = next(wanted, None)
         for row in rows:
             if row[0] == number:
                 yield row
-                number = next(wanted, (None,))[0]
+                number = next(wanted, None)
         if number is not None:
             raise BadInput(
                 f"The {texts.plural} changed while they were read: {texts.place(number)} is gone. Start again."
             )
 
     def _kept(self, kind: Kind) -> Iterator[tuple[int, str, str]]:
-        return self._db.execute("SELECT number, id, text FROM texts WHERE kind = ? ORDER BY number", (kind,))
+        with in_scratch():
+            yield from self._db.execute("SELECT number, id, text FROM texts WHERE kind = ? ORDER BY number", (kind,))
+
+    def _wanted(self, kind: Kind) -> Iterator[int]:
+        with in_scratch():
+            for (number,) in self._db.execute(_WANTED[kind]):
+                yield number
 
     def place(self, kind: Kind, places: Iterable[tuple[int, int, int, int]]) -> None:
         """Note where texts lie: number, block, place there, UTF-8 bytes."""
-        with writing():
+        with in_scratch():
             self._db.executemany("INSERT INTO places VALUES (?, ?, ?, ?, ?)", ((kind, *place) for place in places))
 
     def pairs(self) -> Iterator[Pair]:
         """Yield all pairs, once their texts have places: query by query, in the order of the candidates."""
-        if self._has_candidates:
-            yield from self._db.execute(_PAIRS)
-            return
-        for query in self._db.execute(_PLACES["query"]):
-            for document in self._db.execute(_PLACES["document"]):
-                yield (*query, *document)
+        with in_scratch():
+            if self._has_candidates:
+                yield from self._db.execute(_PAIRS)
+                return
+            for query in self._db.execute(_PLACES["query"]):
+                for document in self._db.execute(_PLACES["document"]):
+                    yield (*query, *document)
 
     def _row(self, sql: str, *values: Any) -> Any:
-        return self._db.execute(sql, values).fetchone()
+        with in_scratch():
+            return self._db.execute(sql, values).fetchone()
 
 
 def _read(texts: Texts) -> Iterator[tuple[int, str, str]]:

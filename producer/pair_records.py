@@ -12,9 +12,10 @@ from typing import Any
 
 from producer.chunking import Pair, PairChunk, cut_pairs, utf8_bytes
 from producer.corpus import Opened, files_in, read_ahead, submission_key
+from producer.demands import Demands
 from producer.readers import read_source
 from producer.rows import Fields, Flaw, Row, count_of, encodable, kind_of, quote
-from producer.scratch import open_scratch, writing
+from producer.scratch import in_scratch, open_scratch
 from producer.sources import Source, expand
 from producer.text_blocks import BlockPacker, TextBlock
 from tasks.errors import BadInput
@@ -74,16 +75,22 @@ class OpenedRecords(Opened):
 
     Attributes:
         n_pairs: how many there are, where that is known.
+        demands: what their output asks for.
     """
 
     def __init__(self, rows: Iterable[Row], key: str | None, n_pairs: int | None = None) -> None:
         super().__init__(key or secrets.token_hex(16), is_repeatable=key is not None)
         self.n_pairs = n_pairs
+        self.demands = Demands()
         self._rows = rows
 
     def parts(self, settings: Settings) -> Iterator[TextBlock | PairChunk]:
-        """Yield text blocks and the chunks that refer to them."""
-        placing = _Placing()
+        """Yield text blocks and the chunks that refer to them.
+
+        Raises:
+            BadInput: some pairs have ids and others not, or they are not what their output asks for.
+        """
+        placing = _Placing(self.demands)
         pairs = map(placing.place, itertools.count(), self._rows)
         chunks = cut_pairs(pairs, chunk_rows=settings.chunk_rows, chunk_bytes=settings.chunk_bytes)
         while some := list(itertools.islice(chunks, _CHUNKS)):
@@ -95,11 +102,12 @@ class OpenedRecords(Opened):
 class _Placing:
     """Puts the texts of pairs into blocks, those of a pair that the one before has too only once."""
 
-    def __init__(self) -> None:
+    def __init__(self, demands: Demands) -> None:
+        self._demands = demands
         self.packer = BlockPacker()
         self._scratch = open_scratch(_TABLES)
         weakref.finalize(self, self._scratch.close)
-        self._have_ids: tuple[bool, bool] | None = None
+        self._have_ids: list[bool] | None = None
         self._query: tuple[str | None, str] | None = None
         self._query_id = ""
         self._query_place = (0, 0)
@@ -109,15 +117,11 @@ class _Placing:
         self._n_doubles = 0
 
     def place(self, number: int, row: Row) -> Pair:
-        """Return where the texts of a pair lie.
-
-        Raises:
-            BadInput: it lacks an id that others have, or has one that they lack.
-        """
+        """Return where the texts of a pair lie."""
         id_, text = row.kept or (None, "")
-        self._check_ids(number, (id_ is not None, row.id is not None))
+        self._check_ids(number, id_, row.id)
         if self._query != (id_, text):
-            self._begin_query(id_, text)
+            self._begin_query(number, id_, text)
         if row.id is not None:  # else its id is its own
             self._n_doubles += not self._is_new("INSERT OR IGNORE INTO pairs VALUES (?, ?)", self._query_id, row.id)
         document = (str(number) if row.id is None else row.id, row.text)
@@ -126,31 +130,29 @@ class _Placing:
             self._document_place = (*self.packer.add(*document), utf8_bytes(row.text))
         return (*self._query_place, *self._document_place)
 
-    def _check_ids(self, number: int, has_ids: tuple[bool, bool]) -> None:
+    def _check_ids(self, number: int, *ids: str | None) -> None:
+        """Refuse ids that a pair has and others lack, or that cannot be written."""
         if self._have_ids is None:
-            self._have_ids = has_ids
-        for has, have, kind in zip(has_ids, self._have_ids, ("query", "document"), strict=True):
-            if has != have:
-                said = (
-                    f"has a {kind} id, which those before it lack"
-                    if has
-                    else (f"lacks the {kind} id that those before it have")
-                )
-                raise BadInput(
-                    f"Pair {number}, counted from 0, {said}: give all of them one, or none.",
-                    pair=number,
-                )
+            self._have_ids = [id_ is not None for id_ in ids]
+        for kind, id_, have in zip(("query", "document"), ids, self._have_ids, strict=True):
+            if (id_ is not None) != have:
+                flaw = f"lacks the {kind} id that those before it have" if have else f"alone has a {kind} id"
+                raise BadInput(f"{_place(number)}, {flaw}: give all pairs one, or none.", pair=number)
+            if id_ is not None:
+                self._demands.check_id(_place(number), kind, id_)
 
-    def _begin_query(self, id_: str | None, text: str) -> None:
+    def _begin_query(self, number: int, id_: str | None, text: str) -> None:
         self._query = id_, text
         last_id, self._query_id = self._query_id, id_ or str(self._n_queries)
         self._n_queries += 1
         self._query_place = self.packer.add(self._query_id, text)
-        if self._query_id != last_id:
-            self._n_returns += not self._is_new("INSERT OR IGNORE INTO queries VALUES (?)", self._query_id)
+        if self._query_id == last_id or self._is_new("INSERT OR IGNORE INTO queries VALUES (?)", self._query_id):
+            return
+        self._n_returns += 1
+        self._demands.check_return(_place(number), self._query_id)
 
     def _is_new(self, sql: str, *ids: str) -> bool:
-        with writing():
+        with in_scratch():
             return self._scratch.execute(sql, ids).rowcount == 1
 
     def finish(self) -> Iterator[str]:
@@ -163,6 +165,10 @@ class _Placing:
             )
         if self._n_doubles:
             yield f"{count_of(self._n_doubles, 'pair')} with the ids of an earlier one: each is scored."
+
+
+def _place(number: int) -> str:
+    return f"Pair {number}, counted from 0"
 
 
 def read_records(

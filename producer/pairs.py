@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 from producer.candidates import Candidates, CandidatesLike, read_candidates
 from producer.chunking import PairChunk, cut_pairs, utf8_bytes
 from producer.corpus import Opened, submission_key
+from producer.demands import Demands
 from producer.matching import Matching
 from producer.pair_records import OpenedRecords, RecordsLike, read_records
 from producer.text_blocks import BlockPacker, TextBlock
@@ -31,6 +32,9 @@ class OpenedPairs(Opened):
         queries: in the order of the results.
         documents: in the order of each query's results without candidates.
         candidates: which documents each query meets, in the order of its results; all if None.
+
+    Attributes:
+        demands: what their output asks for.
     """
 
     def __init__(self, queries: Texts, documents: Texts, candidates: Candidates | None = None) -> None:
@@ -39,6 +43,7 @@ class OpenedPairs(Opened):
         key = submission_key(identities) if is_repeatable else secrets.token_hex(16)
         super().__init__(key, is_repeatable=is_repeatable)
         self._queries, self._documents, self._candidates = queries, documents, candidates
+        self.demands = Demands()
         self._matching: Matching | None = None
 
     @property
@@ -46,7 +51,7 @@ class OpenedPairs(Opened):
         """How many pairs there are. Reads all ids and checks them; after that, the warnings are there.
 
         Raises:
-            BadInput: a record cannot be read, an id is not unique, or a candidate is no document.
+            BadInput: a record cannot be read, an id is not unique or cannot be written, or a candidate is no document.
         """
         return self._matched().n_pairs
 
@@ -65,6 +70,9 @@ class OpenedPairs(Opened):
             matching.add_texts(self._queries, self._documents)
             if self._candidates is not None:
                 self.warnings += matching.add_candidates(self._candidates)
+            for texts in (self._queries, self._documents) if self.demands.has_plain_ids else ():
+                for number, id_ in matching.ids(texts.kind):
+                    self.demands.check_id(texts.place(number), texts.kind, id_)
             self._matching = matching
         return self._matching
 
@@ -89,17 +97,43 @@ def read_pairs(
         BadInput: a file is not there or cannot be read.
         UsageError: these do not go together.
     """
+
+    def open_texts(queries: TextsLike, documents: TextsLike, candidates: CandidatesLike | None) -> OpenedPairs:
+        return OpenedPairs(
+            read_texts("query", queries, **fields_of("query", fields)),
+            read_texts("document", documents, **fields_of("doc", fields)),
+            None if candidates is None else read_candidates(candidates),
+        )
+
+    def open_pairs(pairs: RecordsLike) -> OpenedRecords:
+        return read_records(pairs, **fields)
+
+    return open_either(queries, documents, candidates, pairs, open_texts, open_pairs)
+
+
+def open_either(
+    queries: Any,
+    documents: Any,
+    candidates: Any,
+    pairs: Any,
+    open_texts: Callable[[Any, Any, Any], OpenedPairs],
+    open_pairs: Callable[[Any], OpenedRecords],
+) -> OpenedPairs | OpenedRecords:
+    """Open queries and documents, or pairs, whichever of them are given.
+
+    Raises:
+        UsageError: both are, or neither.
+    """
     if pairs is not None:
         if queries is not None or documents is not None or candidates is not None:
-            raise UsageError("Pairs have queries and documents already: give pairs alone, or queries and docs.")
-        return read_records(pairs, **fields)
+            raise UsageError(
+                "Pairs have queries and documents already: give pairs alone, or queries and docs, and candidates if "
+                "there are any."
+            )
+        return open_pairs(pairs)
     if queries is None or documents is None:
         raise UsageError("Nothing to score: give queries and docs, or pairs.")
-    return OpenedPairs(
-        read_texts("query", queries, **fields_of("query", fields)),
-        read_texts("document", documents, **fields_of("doc", fields)),
-        None if candidates is None else read_candidates(candidates),
-    )
+    return open_texts(queries, documents, candidates)
 
 
 def fields_of(side: Literal["query", "doc"], fields: dict[str, str]) -> dict[str, str]:

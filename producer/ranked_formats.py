@@ -11,7 +11,6 @@ breaks ties by its own rule, whatever the ranks say.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO
@@ -19,14 +18,12 @@ from typing import IO
 import pyarrow as pa
 
 from producer.columns import ResultInfo
+from producer.demands import is_plain
 from producer.json_lines import number_texts, to_json
 from producer.ranking import Ranking
 from tasks.errors import UsageError
 
 AppendRanking = Callable[[Ranking], object]
-
-#: What ends a field of a run: readers split at any white space of Unicode, or stop at a NUL.
-_BREAK = re.compile(r"[\s\0]")
 
 
 @contextmanager
@@ -36,7 +33,7 @@ def trec_run(file: IO[bytes], info: ResultInfo) -> Iterator[AppendRanking]:
     Raises:
         UsageError: an id is empty or has white space; the line names the row.
     """
-    tag = info.name if info.name and not _BREAK.search(info.name) else "penstock"
+    tag = info.name if is_plain(info.name) else "penstock"
     yield lambda ranking: file.write(_run_lines(ranking, tag))
 
 
@@ -58,10 +55,9 @@ def _run_lines(ranking: Ranking, tag: str) -> bytes:
 
 def _check_ids(pairs: pa.Table) -> None:
     for column in ("query_id", "doc_id"):
-        ids = pairs[column].to_pylist()
-        if all(ids) and not _BREAK.search("".join(ids)):
+        at = next((i for i, text in enumerate(pairs[column].to_pylist()) if not is_plain(text)), None)
+        if at is None:
             continue
-        at = next(i for i, text in enumerate(ids) if not text or _BREAK.search(text))
         row = pairs["row"][at].as_py()
         raise UsageError(
             f"Row {row} has a {column} that is empty or holds white space, which a TREC run cannot say. "

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tasks.errors import UsageError
+from tasks.errors import BadInput, UsageError
 
 #: KiB of the database that are in memory at most, and about as many again where something is sorted.
 CACHE_KIB = 64 * 1024
@@ -23,14 +23,17 @@ def open_scratch(tables: str) -> sqlite3.Connection:
 
 
 @contextmanager
-def writing() -> Iterator[None]:
-    """Say in one line that the disk is full.
+def in_scratch() -> Iterator[None]:
+    """Say in one line why a database cannot be written, or read: what it sorts takes room on the disk too.
 
     Raises:
-        UsageError: SQLite cannot go on.
+        UsageError: the disk is full, or fails.
+        BadInput: a text is larger than SQLite takes.
     """
     try:
         yield
+    except sqlite3.DataError as exc:
+        raise BadInput(f"A text or an id has more than a gigabyte ({exc}): cut it, or leave it out.") from exc
     except sqlite3.OperationalError as exc:
         raise UsageError(
             f"The ids cannot be kept in the folder for temporary files ({exc}): make room, or set TMPDIR to another."

@@ -21,14 +21,16 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 
 from producer.columns import ResultInfo, check_kept
+from producer.demands import Demands
 from producer.extensions import check_top_k, format_of
 from producer.outputs import LocalFile, LocalFolder, Output, no_name
+from producer.ranking import rank
 from producer.remote_outputs import RemoteFile, RemoteFolder
 from tasks.errors import UsageError
 from tasks.object_store import SCHEMES as OBJECT_SCHEMES
 from tasks.options import Operation
 
-__all__ = ["ResultInfo", "check_kept", "check_out", "write_results"]
+__all__ = ["ResultInfo", "check_kept", "check_out", "demands_of", "write_results"]
 
 #: What a system says when nothing more fits: the disk, the user's quota, the file size limit.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -50,6 +52,15 @@ def check_out(out: str, *, operation: Operation = "encode", top_k: int | None = 
         StoreUnavailable: the object store cannot be asked.
     """
     _output(out, operation, top_k).check(overwrite=overwrite)
+
+
+def demands_of(out: str, top_k: int | None) -> Demands:
+    """Return what an output asks of the pairs of a scoring job. The arguments are those of ``check_out``."""
+    output = _output(out, "score", top_k)
+    if not isinstance(output, LocalFile | RemoteFile):
+        return Demands(is_ranked=top_k is not None)
+    is_ranked = top_k is not None or output.format.arrange is rank
+    return Demands(is_ranked=is_ranked, has_plain_ids=output.format.needs_plain_ids)
 
 
 def write_results(

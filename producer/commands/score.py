@@ -14,10 +14,10 @@ from producer.commands.submitting import Order, check_order, print_estimate, run
 from producer.corpus import Opened
 from producer.estimate import estimate_pairs
 from producer.extensions import check_top_k
-from producer.pair_records import open_records
-from producer.pairs import OpenedPairs, fields_of
+from producer.pair_records import OpenedRecords, open_records
+from producer.pairs import OpenedPairs, fields_of, open_either
 from producer.texts import open_texts
-from producer.writers import check_out
+from producer.writers import check_out, demands_of
 from tasks.errors import UsageError
 from tasks.options import ScoreOptions
 from tasks.templates import read_template
@@ -140,6 +140,8 @@ def score(  # noqa: PLR0913 - one parameter an option
     }
     named = {name: field for name, field in fields.items() if field is not None}
     opened = _open(queries, docs, candidates, pairs, stdin_format, named)
+    if out is not None:
+        opened.demands = demands_of(out, top_k)
     if dry_run:
         print_estimate(estimate_pairs(opened, settings), as_json=as_json)
         return
@@ -172,21 +174,22 @@ def _open(
     pairs: str | None,
     stdin_format: str | None,
     fields: dict[str, str],
-) -> Opened:
+) -> OpenedPairs | OpenedRecords:
     """Open the input."""
-    if pairs is not None:
-        if queries is not None or docs is not None or candidates is not None:
-            raise UsageError("--pairs has queries and documents already: leave out --queries, --docs and --candidates.")
-        return open_records([pairs], stdin_format=stdin_format, **fields)
-    if queries is None or docs is None:
-        raise UsageError("Nothing to score: give --queries FILE and --docs FILE, or --pairs FILE.")
     if [queries, docs, candidates].count("-") > 1:
         raise UsageError("Standard input can be read once: name files for all but one of the inputs.")
-    return OpenedPairs(
-        open_texts("query", [queries], stdin_format=stdin_format, **fields_of("query", fields)),
-        open_texts("document", [docs], stdin_format=stdin_format, **fields_of("doc", fields)),
-        None if candidates is None else open_candidates([candidates], stdin_format=stdin_format),
-    )
+
+    def open_matching(queries: str, docs: str, candidates: str | None) -> OpenedPairs:
+        return OpenedPairs(
+            open_texts("query", [queries], stdin_format=stdin_format, **fields_of("query", fields)),
+            open_texts("document", [docs], stdin_format=stdin_format, **fields_of("doc", fields)),
+            None if candidates is None else open_candidates([candidates], stdin_format=stdin_format),
+        )
+
+    def open_pairs(pairs: str) -> OpenedRecords:
+        return open_records([pairs], stdin_format=stdin_format, **fields)
+
+    return open_either(queries, docs, candidates, pairs, open_matching, open_pairs)
 
 
 def _agree(opened: Opened, *, is_agreed: bool) -> None:

@@ -132,9 +132,9 @@ def test_pairs_keep_their_order(shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("options", "code", "line"),
     [
-        ((), 2, "Nothing to score: give --queries FILE and --docs FILE, or --pairs FILE."),
+        ((), 2, "Nothing to score: give queries and docs, or pairs."),
         (("--queries", "queries.jsonl"), 2, "Nothing to score"),
-        (("--pairs", "docs.jsonl", "--docs", "docs.jsonl"), 2, "leave out --queries, --docs and --candidates"),
+        (("--pairs", "docs.jsonl", "--docs", "docs.jsonl"), 2, "give pairs alone, or queries and docs"),
         (("--queries", "-", "--docs", "-"), 2, "Standard input can be read once"),
         (("--queries", "queries.jsonl", "--docs", "docs.jsonl", "--top-k", "0"), 2, "--top-k"),
         (("--queries", "queries.jsonl", "--docs", "docs.jsonl", "--template", "none-such"), 2, "none-such"),
@@ -151,6 +151,24 @@ def test_what_makes_no_sense_is_one_line(
     (said,) = done.stderr.splitlines()
     assert line in said
     assert not (shell.folder / "state").exists()
+
+
+def test_what_cannot_be_written_is_not_scored(shell: Shell) -> None:
+    """A run has no place for some ids, and a ranking needs the pairs of a query together: that is said at once."""
+    line = {"query": "a", "document": "b", "doc_id": "d"}
+    shell.write("pairs.jsonl", [json.dumps({**line, "query_id": query}) for query in "qrq"])
+    shell.write("spaced.jsonl", [json.dumps({"id": "a b", "text": "c"})])
+    pairs = ("--pairs", "pairs.jsonl", "--model", "fake")
+    for out in (("--out", "x.run"), ("--out", "x.jsonl"), ("--out", "x/", "--top-k", 1)):
+        done = shell.run("score", *pairs, *out, code=4)
+        assert 'Pair 2, counted from 0: the query "q" comes back' in done.stderr.splitlines()[-1]
+    spaced = ("--queries", "spaced.jsonl", "--docs", "spaced.jsonl", "--model", "fake")
+    done = shell.run("score", *spaced, "--out", "x.trec", code=4)
+    assert 'record 1: the query id "a b" holds white space' in done.stderr
+    assert list((shell.folder / "state").glob("*/runs/*")) == []
+    shell.run("score", *pairs, "--out", "x.npy")
+    shell.run("score", *spaced, "--out", "x.jsonl")
+    assert (np.load(shell.folder / "x.npy") == 0).all()
 
 
 def test_very_many_pairs_need_a_yes(shell: Shell) -> None:

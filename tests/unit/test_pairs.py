@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from producer import pairs, scratch, text_blocks
 from producer.chunking import PairChunk
 from producer.corpus import Opened
+from producer.demands import Demands
 from producer.pairs import read_pairs
 from producer.text_blocks import TextBlock
 from tasks import tables
@@ -260,6 +262,60 @@ def test_a_full_disk_is_one_line(monkeypatch):
         sent(opened)
 
 
+@pytest.mark.parametrize("candidates", [None, {"0": ["1", "0"]}])
+def test_a_disk_that_is_full_at_a_reading_is_one_line(monkeypatch, candidates):
+    """SQLite sorts on disk."""
+    made = []
+    open_scratch = scratch.open_scratch
+    monkeypatch.setattr("producer.matching.open_scratch", lambda tables_: made.append(open_scratch(tables_)) or made[0])
+    opened = read_pairs(["a"], iter(["x", "y"]), candidates, None)
+    parts = opened.parts(Settings())
+    assert isinstance(next(parts), TextBlock)
+    made[0].set_progress_handler(lambda: True, 1)  # it is interrupted at its next step, an OperationalError too
+    with pytest.raises(UsageError, match=r"temporary files \(interrupted\): make room"):
+        list(parts)
+    with pytest.raises(UsageError, match="make room"):
+        _ = opened.n_pairs
+
+
+def test_a_text_that_is_too_long_for_the_scratch_is_one_line(monkeypatch):
+    """SQLite takes a gigabyte."""
+    open_scratch = scratch.open_scratch
+
+    def open_narrow(tables_: str):
+        database = open_scratch(tables_)
+        database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 2000)
+        return database
+
+    monkeypatch.setattr("producer.matching.open_scratch", open_narrow)
+    with pytest.raises(BadInput, match=r"more than a gigabyte .* cut it"):
+        sent(read_pairs(["a"], iter(["x" * 3000]), None, None))
+
+
+@pytest.mark.parametrize(
+    ("queries", "docs", "candidates", "line"),
+    [
+        ({"q 1": "a"}, {"d": "x"}, None, 'queries, item 0: the query id "q 1" holds white space, which a TREC run'),
+        ({"q": "a"}, {"d": "x", "\u3000": "y"}, None, "documents, item 1: the document id"),
+        ({"q": "a"}, {"d": "x", "e\n": "y"}, {"q": ["d", "e\n"]}, "documents, item 1: the document id"),
+    ],
+)
+def test_ids_that_an_output_cannot_say_are_refused_before_anything_is_sent(queries, docs, candidates, line):
+    """Not only when all is scored; every other output takes them."""
+    assert sent(read_pairs(queries, docs, candidates, None))
+    opened = read_pairs(queries, docs, candidates, None)
+    opened.demands = Demands(has_plain_ids=True)
+    with pytest.raises(BadInput, match=line):
+        next(opened.parts(Settings()))
+
+
+def test_ids_that_are_in_no_pair_may_be_any():
+    """They are not written."""
+    opened = read_pairs({"q": "a", "q 1": "b"}, {"d": "x", "e f": "y"}, {"q": ["d"]}, None)
+    opened.demands = Demands(is_ranked=True, has_plain_ids=True)
+    assert len(read_back(sent(opened))) == 1
+
+
 @pytest.mark.parametrize(
     ("given", "line"),
     [
@@ -330,6 +386,28 @@ def test_queries_that_come_back_and_doubles_are_counted():
     assert doubles == "2 pairs with the ids of an earlier one: each is scored."
 
 
+@pytest.mark.parametrize(
+    ("items", "demands", "line"),
+    [
+        (
+            ["q d", "r d", "q e"],
+            Demands(is_ranked=True),
+            'Pair 2, counted from 0: the query "q" comes back .* Sort the',
+        ),
+        (["q d", "r\td e"], Demands(has_plain_ids=True), r'Pair 1, counted from 0: the query id "r\\td" holds white'),
+        (["q d", "r d\u2003e"], Demands(has_plain_ids=True), "Pair 1, counted from 0: the document id"),
+    ],
+)
+def test_pairs_that_an_output_cannot_say_are_refused_as_they_are_sent(items, demands, line):
+    """Not only when all is scored; every other output takes them."""
+    items = [record(*item.split(" ")) for item in items]
+    assert sent(read_pairs(None, None, None, items))
+    opened = read_pairs(None, None, None, items)
+    opened.demands = demands
+    with pytest.raises(BadInput, match=line):
+        sent(opened)
+
+
 def test_a_query_id_with_several_texts_is_one_query():
     """As the views of a topic are; nothing comes back."""
     opened = read_pairs(None, None, None, [record("q1", "d1"), {**record("q1", "d2"), "query": "in other words"}])
@@ -342,8 +420,8 @@ def test_a_query_id_with_several_texts_is_one_query():
     [
         ({1: ["doc_id"]}, "Pair 1, counted from 0, lacks the document id that those before it have: give all"),
         ({2: ["query_id"]}, "Pair 2, counted from 0, lacks the query id that"),
-        ({0: ["query_id"], 1: ["query_id"]}, "Pair 2, counted from 0, has a query id, which those before it lack"),
-        ({0: ["doc_id"]}, "Pair 1, counted from 0, has a document id, which those"),
+        ({0: ["query_id"], 1: ["query_id"]}, "Pair 2, counted from 0, alone has a query id: give all"),
+        ({0: ["doc_id"]}, "Pair 1, counted from 0, alone has a document id"),
     ],
 )
 def test_ids_of_some_pairs_alone_are_refused(left_out, line):

@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from producer import shards
-from producer.writers import check_out, write_results
+from producer.demands import Demands
+from producer.writers import check_out, demands_of, write_results
 from tasks.errors import DamagedObject, OutputExists, StoreUnavailable, UsageError
 from tests.scores import METADATA, Scored, chunk, chunks, info_of
 
@@ -366,3 +367,21 @@ def test_a_cut_that_cannot_be_made_is_refused(out, operation, top_k, message):
         check_out(out, operation=operation, top_k=top_k, overwrite=False)
     with pytest.raises(UsageError, match="keep at least 1"):
         write_results([chunk(0, PAIRS)], info_of(PAIRS), "x.trec", top_k=0, overwrite=False)
+
+
+@pytest.mark.parametrize(
+    ("out", "top_k", "demands"),
+    [
+        ("x.trec", None, Demands(is_ranked=True, has_plain_ids=True)),
+        ("s3://bucket/x.run.gz", 3, Demands(is_ranked=True, has_plain_ids=True)),
+        ("x.jsonl", None, Demands(is_ranked=True)),
+        ("x.parquet", None, Demands()),
+        ("s3://bucket/x.arrow", 3, Demands(is_ranked=True)),
+        ("x.npy", None, Demands()),
+        ("x/", None, Demands()),
+        ("s3://bucket/x/", 3, Demands(is_ranked=True)),
+    ],
+)
+def test_what_an_output_demands_of_pairs_is_known_before(out, top_k, demands):
+    """By its extension, and by the cut."""
+    assert demands_of(out, top_k) == demands
