@@ -97,13 +97,10 @@ class Fields:
         return Flaw(f"field {quote(self.text)} is {kind_of(record[self.text])}, not a string")
 
     def _value(self, record: Mapping[str, Any], name: str) -> Any:
-        try:
-            return json_value(record.get(name), name)
-        except RecursionError:
-            raise Flaw(f"field {quote(name)} is nested too deeply") from None
+        return json_value(record.get(name), name)
 
 
-def json_value(value: Any, name: str) -> Any:  # noqa: PLR0911 - one line per kind of value
+def json_value(value: Any, name: str) -> Any:
     """Return a value as JSON has it: NaN is null, a time ISO 8601, a decimal a string.
 
     Args:
@@ -111,8 +108,15 @@ def json_value(value: Any, name: str) -> Any:  # noqa: PLR0911 - one line per ki
         name: the field, for the message.
 
     Raises:
-        Flaw: JSON has no such value (infinity, bytes, a lone surrogate, a foreign class).
+        Flaw: JSON has no such value (infinity, bytes, a lone surrogate, a foreign class), or it is nested too deeply.
     """
+    try:
+        return _json_value(value, name)
+    except RecursionError:
+        raise Flaw(f"field {quote(name)} is nested too deeply") from None
+
+
+def _json_value(value: Any, name: str) -> Any:  # noqa: PLR0911 - one line per kind of value
     if isinstance(value, str):
         return encodable(value, name)
     if value is None or type(value) in {bool, int}:
@@ -122,9 +126,9 @@ def json_value(value: Any, name: str) -> Any:  # noqa: PLR0911 - one line per ki
     if isinstance(value, numbers.Real) and not math.isinf(value):
         return None if math.isnan(value) else float(value)
     if isinstance(value, list | tuple):
-        return [json_value(item, name) for item in value]
+        return [_json_value(item, name) for item in value]
     if isinstance(value, Mapping):
-        return {encodable(str(key), name): json_value(item, name) for key, item in value.items()}
+        return {encodable(str(key), name): _json_value(item, name) for key, item in value.items()}
     if isinstance(value, dt.date | dt.time):
         return value.isoformat()
     if isinstance(value, decimal.Decimal | uuid.UUID):

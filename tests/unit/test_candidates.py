@@ -84,6 +84,7 @@ def test_the_same_file_has_the_same_key(tmp_path):
         ('{"query_id": "q1", "doc_ids": [["d1"]]}\n', "run, line 1: .*a list"),
         ('{"query_id": {}, "doc_id": "d1"}\n', "run, line 1: .*an object"),
         ('{"query_id": "q1", "doc_id": {"a": 1}}\n', "run, line 1: .*an object"),
+        ('{"query_id": ' + "[" * 900 + "]" * 900 + ', "doc_id": "d"}\n', "run, line 1: .*nested too deeply"),
         ('{"query_id": "q1"', r"run, line 1: not valid JSON"),
         ("\n \n", "run: it holds no candidates"),
         ("", "run is empty"),
