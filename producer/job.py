@@ -150,8 +150,8 @@ class Job:
     def rankings(self, top_k: int | None = None) -> dict[str, list[tuple[str, float]]]:
         """Return each query's documents with their scores, the best first, all in memory.
 
-        Equal scores are in the order of the document ids, and of equal pairs the first counts. Pairs with an error
-        are left out; a warning says how many.
+        Equal scores are in the order of the document ids, and of equal pairs the first with a score counts. Pairs with
+        an error are left out; a warning says how many.
 
         Args:
             top_k: documents of a query at most.

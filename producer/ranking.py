@@ -43,7 +43,7 @@ class Ranking(NamedTuple):
 
 
 def rank(tables: Iterable[pa.Table], top_k: int | None) -> Iterator[Ranking]:
-    """Rank the pairs of each query, queries in the order of the job. Of equal pairs, the first counts.
+    """Rank the pairs of each query, queries in the order of the job. Of equal pairs, the first with a score counts.
 
     Args:
         tables: results of a scoring job.
@@ -54,12 +54,16 @@ def rank(tables: Iterable[pa.Table], top_k: int | None) -> Iterator[Ranking]:
     """
     n_doubled = 0
     for pairs in _queries(tables):
-        distinct = _first_of_each(pairs)
-        n_doubled += len(pairs) - len(distinct)
-        yield _ranked(distinct, top_k)
+        has_score = pc.fill_null(pc.is_finite(pairs["score"]), fill_value=False).to_numpy()
+        firsts = _first_of_each(pairs["doc_id"], has_score)
+        n_doubled += len(pairs) - len(firsts)
+        failed = pairs.take(firsts[~has_score[firsts]])
+        yield Ranking(pairs["query_id"][0].as_py(), _ranked(pairs.take(firsts[has_score[firsts]]), top_k), failed)
     if n_doubled:
         log.warning(
-            "%d pairs came more than once; the first of each is ranked", n_doubled, extra={"action": "drop doubles"}
+            "%d pairs came more than once; the first with a score is ranked",
+            n_doubled,
+            extra={"action": "drop doubles"},
         )
 
 
@@ -136,15 +140,18 @@ def _comes_back(query: str, first: int, row: int) -> UsageError:
     )
 
 
-def _first_of_each(pairs: pa.Table) -> pa.Table:
-    """Return the pairs of one query without those whose document came before."""
-    codes = pairs["doc_id"].combine_chunks().dictionary_encode().indices.to_numpy()
-    firsts = np.unique(codes, return_index=True)[1]
-    return pairs if len(firsts) == len(pairs) else pairs.take(np.sort(firsts))
+def _first_of_each(docs: pa.ChunkedArray, has_score: np.ndarray) -> np.ndarray:
+    """Return which pairs of one query count: of each document the first with a score, else the first, in order.
+
+    Args:
+        docs: (n_pairs,) ids.
+        has_score: (n_pairs,)
+    """
+    codes = docs.combine_chunks().dictionary_encode().indices.to_numpy()
+    scored_first = np.argsort(~has_score, kind="stable")
+    firsts: np.ndarray = np.sort(scored_first[np.unique(codes[scored_first], return_index=True)[1]])
+    return firsts
 
 
-def _ranked(pairs: pa.Table, top_k: int | None) -> Ranking:
-    has_score = pc.fill_null(pc.is_finite(pairs["score"]), fill_value=False)
-    best = pairs.filter(has_score)
-    order = pc.sort_indices(best, sort_keys=_ORDER)[:top_k]
-    return Ranking(pairs["query_id"][0].as_py(), best.take(order), pairs.filter(pc.invert(has_score)))
+def _ranked(pairs: pa.Table, top_k: int | None) -> pa.Table:
+    return pairs.take(pc.sort_indices(pairs, sort_keys=_ORDER)[:top_k])

@@ -41,7 +41,8 @@ def plainly(pairs: list[Scored]) -> dict[str, list[tuple[str, float]]]:
     for query, group in itertools.groupby(pairs, lambda pair: pair.query):
         firsts: dict[str, float | None] = {}
         for pair in group:
-            firsts.setdefault(pair.doc, pair.score)
+            if firsts.get(pair.doc) is None:
+                firsts[pair.doc] = pair.score
         scored = [(doc, float(np.float32(score))) for doc, score in firsts.items() if score is not None]
         found[query] = sorted(scored, key=lambda item: (-item[1], item[0].encode()))
     return found
@@ -96,8 +97,15 @@ def test_of_equal_pairs_the_first_counts_and_their_number_is_said(caplog):
     with caplog.at_level(logging.WARNING):
         assert ranked(chunks(pairs, [1, 3])) == {"q": [("b", 0.5), ("a", pytest.approx(0.1))]}
     assert [record.getMessage() for record in caplog.records] == [
-        "2 pairs came more than once; the first of each is ranked"
+        "2 pairs came more than once; the first with a score is ranked"
     ]
+
+
+def test_of_equal_pairs_one_with_an_error_does_not_count():
+    """What another one was given is its score; if all have errors, it failed once."""
+    pairs = [Scored("q", "a", None), Scored("q", "b", None), Scored("q", "a", 0.5), Scored("q", "b", None)]
+    (one,) = rank(chunks([*pairs, Scored("q", "a", 0.75)], [2]), None)
+    assert (one.best["row"].to_pylist(), one.failed["row"].to_pylist()) == ([2], [1])
 
 
 def test_equal_documents_of_different_queries_are_no_doubles(caplog):
