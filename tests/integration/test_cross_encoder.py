@@ -46,6 +46,10 @@ def _pairs() -> list[Pair]:
         Pair("river", "x" * 3000),
         Pair("river mill " * 60, "a long document " * 90),
         Pair("a long query " * 90, "river mill " * 60),
+        # A look at their beginnings would take the wrong text for the longer one.
+        Pair("information retrieval " * 40, "a b c " * 20),
+        Pair(f"{'x' * 150} " * 40, "river mill " * 60),
+        Pair("river mill " * 60, f"{'x' * 150} " * 40),
         Pair("the same on both sides " * 30, "the same on both sides " * 30),
         Pair("river", "and the river rose \n" * 20_000),
     ]
