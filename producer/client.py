@@ -14,6 +14,7 @@ from producer.candidates import CandidatesLike
 from producer.chunking import Chunk, PairChunk
 from producer.connection import Connection
 from producer.corpus import Corpus, Opened, job_key, read_corpus
+from producer.extensions import check_top_k
 from producer.job import Job
 from producer.pair_records import RecordsLike
 from producer.pairs import read_pairs
@@ -25,6 +26,7 @@ from tasks import manifest
 from tasks.errors import (
     BadInput,
     JobFailed,
+    PenstockError,
     Permanent,
     StoreFull,
     Transient,
@@ -187,7 +189,7 @@ class Client(Connection):
     ) -> list[tuple[int, float]]:
         """Score documents for one query, wait, and return the best.
 
-        An embedded client without workers starts them. The job is removed at the end.
+        An embedded client without workers starts them. The job is removed at the end, whatever that is.
 
         Args:
             query: its text.
@@ -201,21 +203,35 @@ class Client(Connection):
 
         Raises:
             JobFailed: a document cannot be scored.
+            UsageError: an option is wrong, documents are a single string, or the workers have another model.
         """
+        check_top_k(top_k, "score")
+        if isinstance(documents, str):
+            raise UsageError("The documents are a single string, whose letters would be ranked: give a list of texts.")
         if not documents:
             return []
         if self.is_embedded:
             self.start_workers(self._model(model), operation="score")
         job = self.score([("0", query)], list(enumerate(documents)), model=model, **options)
-        job.wait()
-        scores: list[float] = []
-        for table in job.results():
-            for score, error in zip(table["score"].to_pylist(), table["error"].to_pylist(), strict=True):
-                if error is not None:
-                    raise JobFailed(f"Document {len(scores)} cannot be scored: {error}", job=job.id)
-                scores.append(score)
-        remove(self, job.id)
+        try:
+            job.wait()
+            scores: list[float] = []
+            for table in job.results():
+                for score, error in zip(table["score"].to_pylist(), table["error"].to_pylist(), strict=True):
+                    if error is not None:
+                        raise JobFailed(f"Document {len(scores)} cannot be scored: {error}", job=job.id)
+                    scores.append(score)
+        finally:
+            self._drop(job)
         return sorted(enumerate(scores), key=lambda found: -found[1])[:top_k]
+
+    def _drop(self, job: Job) -> None:
+        """Remove a job that nobody will ask for, over or not. A fault of that is no fault of what was asked."""
+        try:
+            job.cancel()  # if it is not over
+            remove(self, job.id)
+        except (PenstockError, OSError) as exc:
+            log.warning("Not removed: %s", exc, extra={"action": "remove", "job": job.id})
 
     def _model(self, given: str | None) -> str:
         chosen = given or self.settings.model
@@ -266,7 +282,7 @@ class Client(Connection):
         Whatever ends this early leaves a job that the same call continues, if its input can be read again; else it
         is cancelled.
         """
-        self._check_operation(spec)
+        self.check_service(spec)
         self._check_stores(spec)
         if self.run is not None:
             self.run.note(spec.job, self.settings.store_url)

@@ -71,7 +71,15 @@ class Connection:
                 of jobs that are there already goes before the settings'.
             settings: used as they are, instead of reading them.
             changes: single settings, such as ``operation="score"``, ``state_dir`` or ``chunk_rows``.
+
+        Raises:
+            UsageError: there are settings and single ones; or as ``start_workers``.
+            EmbeddedServerDown: the server does not start.
         """
+        if settings is not None and changes:
+            raise UsageError(
+                f"Give settings, or single ones ({', '.join(changes)}), not both: Settings.load takes single ones."
+            )
         chosen = settings or Settings.load(model=model, **changes)
         run = run or Run.at(chosen.state_dir, f"run-{secrets.token_hex(4)}")
         was_spent = run.is_spent
@@ -205,13 +213,20 @@ class Connection:
         store = f" --store {self.store.url}" if self.settings.store_url else ""
         return f"Start one: penstock worker --model {spec.model}{operation} --broker {url}{store}"
 
-    def _check_operation(self, spec: JobSpec) -> None:
-        """Refuse a job that the embedded workers would never take."""
-        if self._workers is not None and self._workers.operation != spec.operation:
-            raise UsageError(
-                f"The workers of this client {self._workers.operation}, job {spec.job} is to {spec.operation}: open "
-                f'another with Client.embedded(model=..., operation="{spec.operation}").'
-            )
+    def check_service(self, spec: JobSpec) -> None:
+        """Refuse a job that the embedded workers would never take.
+
+        Raises:
+            UsageError: they do something else, or with another model.
+        """
+        workers = self._workers
+        if workers is None or workers.model.queue(workers.operation) == spec.queue:
+            return
+        raise UsageError(
+            f"The workers of this client {workers.operation} with {workers.model}, job {spec.job} is to "
+            f'{spec.operation} with {spec.model}: open another client with Client.embedded(model="{spec.model}", '
+            f'operation="{spec.operation}").'
+        )
 
     def _check_stores(self, spec: JobSpec) -> None:
         others = [slot for slot in self.live_slots(spec.queue) if slot.store_id not in {"", self.store_id}]

@@ -14,6 +14,7 @@ from tasks import lifeline
 from tasks.backoff import Backoff
 from tasks.endings import EXIT_NOT_STARTED, describe
 from tasks.errors import UsageError, WorkerStopped
+from tasks.messages import ModelSpec
 from tasks.options import Operation
 from tasks.settings import Settings
 
@@ -45,6 +46,11 @@ class EmbeddedWorkers:
     def operation(self) -> Operation:
         """What they do."""
         return self._settings.operation
+
+    @property
+    def model(self) -> ModelSpec:
+        """What they load for it."""
+        return ModelSpec.parse(str(self._settings.model), self.operation)
 
     def check(self) -> None:
         """Look after the workers: start them again, after a pause, if they died.

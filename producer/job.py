@@ -248,6 +248,7 @@ class Job:
             (record,) = ledger.recorded(self.id, damaged.chunk, 1)
             if record.token != damaged.token:
                 return record
+            self._client.check_service(self.spec)
             self._check_input(damaged.chunk)
             # Whoever else collects this job may do the same: the first one reopens the chunk, all wait for it.
             _, _, tickets = retry_transient(lambda: self._reopen(damaged.chunk), for_s=PATIENCE_S)

@@ -13,6 +13,7 @@ from producer import Client
 from producer.runs import Run
 from tasks.errors import BadInput, JobFailed, UsageError
 from tasks.records import Lease
+from tasks.settings import Settings
 from tasks.workforce import SlotStatus
 
 
@@ -92,13 +93,26 @@ def test_a_job_that_fails_raises_with_its_reason(client: Client) -> None:
     client.note_collected(caught.value.data["job"])
 
 
-def test_waiting_stops_when_the_time_is_up(client: Client) -> None:
-    """The job goes on; nobody serves this other model."""
-    job = client.encode(["a"], model="fake:dim=9")
-    with pytest.raises(TimeoutError):
-        job.wait(timeout_s=0.3)
-    assert job.cancel() == "cancelled"
-    client.note_collected(job.id)
+def test_waiting_stops_when_the_time_is_up(tmp_path: Path) -> None:
+    """The job goes on; nobody serves it."""
+    with Client.embedded(state_dir=tmp_path) as client:
+        job = client.encode(["a"], model="fake")
+        with pytest.raises(TimeoutError):
+            job.wait(timeout_s=0.3)
+        assert job.cancel() == "cancelled"
+        client.note_collected(job.id)
+
+
+def test_another_model_than_that_of_the_workers_is_refused(client: Client) -> None:
+    """They would never take the job."""
+    with pytest.raises(UsageError, match=r"this client encode with fake:dim=8, job .* encode with fake:dim=9: open"):
+        client.encode(["a"], model="fake:dim=9")
+
+
+def test_settings_and_single_ones_are_not_mixed() -> None:
+    """One of both would count for nothing, in silence."""
+    with pytest.raises(UsageError, match=r"single ones \(operation, chunk_rows\), not both"):
+        Client.embedded(settings=Settings(), operation="score", chunk_rows=7)
 
 
 def test_an_interruption_does_not_count_as_an_attempt(tmp_path: Path) -> None:

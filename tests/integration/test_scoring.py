@@ -18,7 +18,7 @@ from producer.runs import Run
 from tasks import broker, keys, tables
 from tasks.blocks import BlockCache
 from tasks.chunk import run_chunk
-from tasks.errors import BadInput, DamagedObject, JobFailed, UsageError
+from tasks.errors import BadInput, DamagedObject, JobFailed, StoreUnavailable, UsageError
 from tasks.limits import TimeLimits
 from tasks.messages import Ticket
 from tasks.operations import OPERATIONS
@@ -177,19 +177,60 @@ def test_rerank_starts_the_workers_of_a_client_without(tmp_path):
         assert client.rerank("a", ["b", "a"], model="fake:faults=1") == [(1, 1.0), (0, 0.0)]
         with pytest.raises(JobFailed, match="Document 1 cannot be scored: the engine failed on this row"):
             client.rerank("a", ["b", "!raise"], model="fake:faults=1")
-        (job,) = client.jobs()
-        client.note_collected(job.id)
+        assert client.jobs() == []
     assert list((tmp_path / "runs").iterdir()) == []
 
 
-def test_workers_of_another_operation_are_named(local, tmp_path):
+@pytest.mark.parametrize(
+    ("documents", "top_k", "line"),
+    [("a text", None, "documents are a single string"), (["a"], 0, "--top-k 0"), ([], -1, "--top-k -1")],
+)
+def test_rerank_refuses_what_makes_no_sense(local, documents, top_k, line):
+    """A text would be ranked letter by letter, and a negative cut would drop the last."""
+    with pytest.raises(UsageError, match=line):
+        local.rerank("a", documents, top_k)
+
+
+def test_an_interrupted_rerank_leaves_nothing(local, monkeypatch):
+    """Nobody knows its job."""
+    before = len(local.jobs())
+
+    def interrupt(_: Job) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Job, "wait", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        local.rerank("a", ["a b"] * 50)
+    assert len(local.jobs()) == before
+    assert local.live_slots()
+
+
+def test_scores_are_not_lost_with_the_removal_of_their_job(local, monkeypatch, caplog):
+    """What was asked is there."""
+
+    def fail(*_: object) -> None:
+        raise StoreUnavailable("The disk is away.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("producer.client.remove", fail)
+        assert local.rerank("a", ["b", "a"]) == [(1, 1.0), (0, 0.0)]
+    assert "Not removed: The disk is away." in caplog.text
+    removal.remove(local, local.jobs()[-1].id)
+
+
+def test_workers_of_another_operation_or_model_are_named(local, tmp_path):
     """They would never take the job, and nobody would know."""
     before = len(local.jobs())
-    with pytest.raises(UsageError, match=r"workers of this client score, job .* encode: .*operation=\"encode\""):
+    with pytest.raises(UsageError, match=r"workers of this client score with fake, job .* encode with fake: open"):
         local.encode(["a"])
+    other = r"score with fake, job .* score with fake:dim=3: .*embedded\(model=\"fake:dim=3\", operation=\"score\"\)"
+    with pytest.raises(UsageError, match=other):
+        local.rerank("a", ["b"], model="fake:dim=3")
+    with pytest.raises(UsageError, match=other):
+        local.score(["a"], ["b"], model="fake:dim=3")
     assert len(local.jobs()) == before
     encoder = Client.embedded("fake", 1, state_dir=tmp_path)
-    with encoder, pytest.raises(UsageError, match=r"Client.embedded\(model=..., operation=\"score\"\)"):
+    with encoder, pytest.raises(UsageError, match=r"Client.embedded\(model=\"fake\", operation=\"score\"\)"):
         encoder.rerank("a", ["b"])
 
 
