@@ -13,6 +13,8 @@ from transformers import (
     Gemma2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -21,7 +23,10 @@ from transformers import (
 from tasks.templates import names, read_template
 
 #: ``gemma`` caps its logits and begins with ``<bos>``; ``windows`` is the same with sliding windows in some layers.
-Shape = Literal["qwen2", "llama", "gemma", "windows"]
+#: ``longrope`` turns the positions of a batch otherwise as soon as a row of it has more than ``SHORT`` tokens.
+Shape = Literal["qwen2", "llama", "gemma", "windows", "longrope"]
+
+SHORT = 160
 
 SPECIAL = {"bos_token": "<bos>", "pad_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
 #: Where Qwen2's tokenizer cuts a text before it looks for tokens.
@@ -76,6 +81,12 @@ def tiny_causal(
         model = Qwen2ForCausalLM(Qwen2Config(**common))
     elif shape == "llama":
         model = LlamaForCausalLM(LlamaConfig(**common | {"tie_word_embeddings": False}))
+    elif shape == "longrope":
+        factors = {"short_factor": [1.0] * (hidden // 8), "long_factor": [4.0] * (hidden // 8)}
+        rope = {"rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 1.0, **factors}
+        rope["original_max_position_embeddings"] = SHORT
+        own = {"original_max_position_embeddings": SHORT, "rope_parameters": rope}
+        model = Phi3ForCausalLM(Phi3Config(**common | {"tie_word_embeddings": False}, **own))
     else:
         kinds = ["sliding_attention", "full_attention"] if shape == "windows" else ["full_attention"]
         own = {

@@ -20,7 +20,7 @@ from workers.engines.features import to_device
 from workers.engines.head import Head
 from workers.engines.loading import not_loaded
 from workers.engines.precision import DTYPES, choose_precision
-from workers.engines.prefix_cache import PrefixCache, has_plain_cache, rest_mask
+from workers.engines.prefix_cache import PrefixCache, depends_on_length, has_plain_cache, rest_mask
 from workers.engines.prompts import Ids
 
 log = logging.getLogger(__name__)
@@ -61,6 +61,7 @@ class CausalModel:
         decoder: its transformer, without the output layer.
         most: tokens that it takes.
         n_bytes: of one of its numbers.
+        can_pad: whether prompts of different lengths go through it together; if not, ``read`` takes one by one.
         reuses: whether prompts' beginnings are computed once for all prompts that share them.
     """
 
@@ -73,6 +74,7 @@ class CausalModel:
         self.most = int(min(getattr(self._config, "max_position_embeddings", NO_LIMIT), tokenizer.model_max_length))
         self.most = min(self.most, NO_LIMIT)
         self.n_bytes = int(model.dtype.itemsize)
+        self.can_pad = not depends_on_length(self._config)
         self.reuses = has_plain_cache(self._config) and self._takes("past_key_values", "position_ids")
         if not self.reuses:
             log.info("Prompts' beginnings are not reused with this model", extra={"action": "load"})
@@ -93,6 +95,8 @@ class CausalModel:
             prompts: each (n_tokens,) int64.
             length: tokens that each is padded to, on the right, where no token before sees it; None for the longest.
         """
+        if not self.can_pad and len(prompts) > 1:
+            return torch.cat([self.read([prompt]) for prompt in prompts])
         ids, last = self._pad(prompts, length)
         return self._at(last, self.decoder(input_ids=ids, use_cache=False))
 

@@ -54,8 +54,8 @@ class CausalReranker(BatchedEngine[Pair, ScoreOptions]):
             model=self._causal.decoder,
             weights=fingerprint_of_causal(model, self._tokenizer, self._template),
             most=self._causal.most,
-            pads=True,
-            can_pad_to=True,
+            pads=self._causal.can_pad,
+            can_pad_to=self._causal.can_pad,
             numbers=str(model.dtype),
             attention=str(getattr(model.config, "_attn_implementation", None)),
         )

@@ -72,17 +72,22 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         return -1
 
 
+def depends_on_length(config: Any) -> bool:
+    """Whether the longest row of a batch, padding included, changes how positions are turned in all of its rows."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]  # one for each type of layer, or one
+    return any(kind.get("rope_type") in LENGTH_DEPENDENT for kind in kinds)
+
+
 def has_plain_cache(config: Any) -> bool:
     """Whether all that a model keeps of a prefix are keys and values of all its positions, whatever follows.
 
     Not so with sliding windows, linear attention and the like, for which transformers has caches of other kinds, and
     not where a prompt's length changes how its positions are turned.
     """
-    rope = getattr(config, "rope_parameters", None) or {}
-    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]  # one for each type of layer, or one
-    if any(kind.get("rope_type") in LENGTH_DEPENDENT for kind in kinds):
-        return False
-    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
+    return not depends_on_length(config) and all(
+        type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers
+    )
 
 
 def rest_mask(prefixes: torch.Tensor, n_prefix: int, n_rest: int, dtype: torch.dtype) -> torch.Tensor:
