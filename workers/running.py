@@ -70,7 +70,7 @@ def run_batches(
         if len(batch) == 1:
             output = run_patiently(partial(run, batch), budget)
         else:
-            output = _try(partial(run, batch))
+            output = attempt(partial(run, batch))
             if output is None:
                 log.warning("No memory for a batch", extra={"action": "split", "rows": len(batch), "tokens": tokens})
                 budget.lower()
@@ -84,17 +84,17 @@ def run_batches(
 
 def run_patiently(run: Callable[[], T], budget: TokenBudget) -> T | None:
     """Run what cannot be halved; if there is no memory, once more after a pause. Returns None if there is none then."""
-    output = _try(run)
+    output = attempt(run)
     if output is not None:
         return output
     log.warning("No memory for what cannot be halved", extra={"action": "retry"})
     budget.lower()
     time.sleep(PAUSE_S)  # somebody else may have needed the memory for a moment
-    return _try(run)
+    return attempt(run)
 
 
-def _try(run: Callable[[], T]) -> T | None:
-    """Run a batch. Returns None if there is no memory for it; the exception, which holds its tensors, is gone then."""
+def attempt(run: Callable[[], T]) -> T | None:
+    """Run something; None if there is no memory for it. The exception, which holds its tensors, is gone then."""
     try:
         return run()
     except Exception as exc:

@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import logging
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from workers.engines.head import Head
 from workers.engines.prefix_cache import PrefixCache, has_plain_cache
 from workers.engines.prompts import Prompt, Prompts
 from workers.engines.waves import cut_by_query, plan_waves
+from workers.memory import DeviceMemory
 
 #: Models, and the templates that go with them: each formula, each way of making parts.
 KINDS: list[tuple[Shape, str]] = [
@@ -600,20 +602,86 @@ def test_a_batch_without_memory_is_halved_and_a_prefix_without_memory_is_not_reu
         engine.score(PAIRS, ScoreOptions())
 
 
-def test_long_queries_with_many_short_documents_take_few_copies_of_their_prefixes(folders, monkeypatch):
-    """A layer holds a copy for each row of a batch."""
-    engine = load(folders["qwen2"], max_batch_tokens=64)
-    read = engine._causal.read_rests
-    seen: list[int] = []
+def refuse_memory(*_: Any, **__: Any) -> None:
+    """Fail as torch does on a GPU that is full."""
+    raise torch.OutOfMemoryError("CUDA out of memory")
 
-    def watched(cache: PrefixCache, *rest: Any, **named: Any) -> torch.Tensor:
-        seen.append(len(named["owners"]) * cache.get_seq_length())
-        return read(cache, *rest, **named)
 
+def test_prompts_without_memory_beside_the_prefixes_are_read_whole_without_them(folders, monkeypatch):
+    """They are no error rows: what the prefixes took is free by then."""
+    monkeypatch.setattr(running, "PAUSE_S", 0.0)
+    engine = load(folders["qwen2"], max_batch_tokens=1000)
+    expected = scores(engine, PAIRS)
+    read_prefixes, read = engine._causal.read_prefixes, engine._causal.read
+    caches: list[weakref.ref[PrefixCache]] = []
+
+    def watched_prefixes(prefixes: list[Any]) -> PrefixCache:
+        cache = read_prefixes(prefixes)
+        caches.append(weakref.ref(cache))
+        return cache
+
+    def watched(prompts: list[Any], length: int | None = None) -> torch.Tensor:
+        assert all(cache() is None for cache in caches)
+        return read(prompts, length)
+
+    monkeypatch.setattr(engine._causal, "read_prefixes", watched_prefixes)
+    monkeypatch.setattr(engine._causal, "read", watched)
+    monkeypatch.setattr(engine._causal, "read_rests", refuse_memory)
+    np.testing.assert_allclose(scores(engine, PAIRS), expected, atol=1e-5)
+    assert caches
+
+
+def test_a_wave_without_memory_is_halved_down_to_single_queries(folders, monkeypatch):
+    """All of them are still read once."""
+    engine = load(folders["qwen2"], max_batch_tokens=4000)
+    pairs = [Pair(f"{query} {i}", text) for i in range(2) for query in QUERIES for text in TEXTS[:3]]
+    expected = scores(engine, pairs)
+    read = engine._causal.read_prefixes
+    tried: list[int] = []
+
+    def read_one(prefixes: list[Any]) -> PrefixCache:
+        tried.append(len(prefixes))
+        if len(prefixes) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return read(prefixes)
+
+    monkeypatch.setattr(engine._causal, "read_prefixes", read_one)
+    monkeypatch.setattr(engine._causal, "read", lambda *_: pytest.fail("nothing is read whole"))
+    np.testing.assert_allclose(scores(engine, pairs), expected, atol=1e-5)
+    assert sorted(tried) == [1, 1, 1, 1, 1, 1, 2, 2, 3, 3, 6]
+
+
+def test_long_queries_go_in_waves_and_batches_whose_memory_is_bounded(folders, monkeypatch):
+    """By what a batch of the budget takes in a layer: keys and values in all layers, and copies of them in one."""
+    engine = load(folders["qwen2"], max_batch_tokens=1000)
+    footprint = engine._footprint
+    # 3 layers of keys and values, each of 2 heads of 16 numbers, which 4 heads share.
+    assert footprint.kept_bytes == 3 * 2 * 2 * 16 * 4
+    assert footprint.copied_bytes == (2 + 2) * 2 * 2 * 16 * 4
+    limit = 1000 * footprint.batch_bytes
+    read_prefixes, read = engine._causal.read_prefixes, engine._causal.read_rests
+    kept: list[int] = []
+    copied: list[int] = []
+
+    def watched_prefixes(prefixes: list[Any]) -> PrefixCache:
+        kept.append(len(prefixes) * max(map(len, prefixes)) * footprint.kept_bytes)
+        return read_prefixes(prefixes)
+
+    def watched(cache: PrefixCache, *, owners: np.ndarray, starts: np.ndarray, rests: list[Any]) -> torch.Tensor:
+        seen = cache.get_seq_length() + max(map(len, rests))
+        copied.append(len(owners) * seen * footprint.copied_bytes)
+        return read(cache, owners, starts, rests)
+
+    monkeypatch.setattr(engine._causal, "read_prefixes", watched_prefixes)
     monkeypatch.setattr(engine._causal, "read_rests", watched)
-    pairs = [Pair("road mill " * 300, str(i)) for i in range(40)]
-    assert len(scores(engine, pairs)) == 40
-    assert max(seen) <= 32 * 64
+    pairs = [Pair(f"{query} " + "road mill " * 300, str(i)) for query in range(2) for i in range(40)]
+    scores(engine, pairs)
+    assert max(kept) <= limit
+    assert limit / 4 < max(copied) <= limit
+    copied.clear()
+    monkeypatch.setattr(DeviceMemory, "room_bytes", limit)
+    scores(engine, pairs)
+    assert max(copied) <= limit / 4
 
 
 def test_the_fingerprint_is_of_weights_tokenizer_and_the_worker_s_template(folders):

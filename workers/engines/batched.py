@@ -32,7 +32,7 @@ from workers.engines.runtimes import PACKAGES as RUNTIMES
 from workers.memory import DeviceMemory, device_name, is_out_of_memory
 from workers.overlap import one_ahead
 from workers.planning import SLOTS_VARIABLE
-from workers.running import run_batches, run_patiently
+from workers.running import Ran, run_batches, run_patiently
 
 R = TypeVar("R")
 O = TypeVar("O", bound=EncodeOptions | ScoreOptions)  # noqa: E741 - the options
@@ -150,7 +150,7 @@ class BatchedEngine(ABC, Generic[R, O]):
     def _run_block(self, block: Block[O]) -> None:
         """Run a block's rows, as many at once as the budget allows.
 
-        An engine that runs them otherwise does so through ``_run_batches``, so that it keeps to the budget as well.
+        An engine that runs them otherwise does so through ``_batches``, so that it keeps to the budget as well.
         """
         rows = np.arange(len(block.rows))
         self._run_batches(
@@ -160,6 +160,14 @@ class BatchedEngine(ABC, Generic[R, O]):
     def _run_batches(
         self, block: Block[O], rows: np.ndarray, lengths: np.ndarray, forward: Callable[[np.ndarray], torch.Tensor]
     ) -> None:
+        """Do ``_batches``; a row for which the device has no memory is an error row."""
+        for ran in self._batches(block, rows, lengths, forward):
+            if ran.output is None:
+                self._fail(block, rows[ran.rows])
+
+    def _batches(
+        self, block: Block[O], rows: np.ndarray, lengths: np.ndarray, forward: Callable[[np.ndarray], torch.Tensor]
+    ) -> Iterator[Ran[bool]]:
         """Run rows of a block in batches as large as the budget, smaller ones when memory runs out.
 
         Args:
@@ -167,6 +175,9 @@ class BatchedEngine(ABC, Generic[R, O]):
             rows: (n_rows,) their numbers in it.
             lengths: (n_rows,) tokens that each of them costs.
             forward: runs the rows of these numbers as one batch: (n_batch,) -> (n_batch, dim) on the device.
+
+        Yields:
+            Each batch that was run, by places in ``rows``; without an output if a single row found no memory.
         """
 
         def run(batch: np.ndarray) -> bool:
@@ -174,10 +185,9 @@ class BatchedEngine(ABC, Generic[R, O]):
             return True
 
         for ran in run_batches(lengths, self._budget, run, block.on_batch, pads=self._pads):
-            if ran.output is None:
-                self._fail(block, rows[ran.rows])
-            else:
+            if ran.output is not None:
                 block.result.padded_tokens += ran.tokens
+            yield ran
 
     def _compute(self, rows: Sequence[R], options: O, on_batch: Callable[[int], None]) -> Computed:
         """Compute rows in their order."""

@@ -17,6 +17,7 @@ from tasks.messages import ModelSpec
 from tasks.settings import Settings
 from workers.engines.blocks import NO_LIMIT
 from workers.engines.features import to_device
+from workers.engines.footprint import Footprint, footprint_of
 from workers.engines.head import Head
 from workers.engines.loading import not_loaded
 from workers.engines.precision import DTYPES, choose_precision
@@ -107,6 +108,10 @@ class CausalModel:
         cache = PrefixCache(self._config.num_hidden_layers)
         self.decoder(input_ids=ids, past_key_values=cache, use_cache=True)
         return cache
+
+    def footprint(self) -> Footprint:
+        """Return the memory that reuse takes."""
+        return footprint_of(self.read_prefixes([np.zeros(1, np.int64)]), self._config, self.n_bytes)
 
     @torch.inference_mode()
     def read_rests(

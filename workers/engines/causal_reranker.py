@@ -2,11 +2,13 @@
 
 Four things make this faster than asking a model for its logits, prompt by prompt: prompts of a query share the keys and
 values of what they begin with; batches of like length are as large as the budget; only the last position of a prompt
-meets the output layer; and of that only the rows of the two labels.
+meets the output layer; and of that only the rows of the two labels. What sharing takes of the device's memory stands in
+workers/engines/footprint.py.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -23,14 +25,13 @@ from workers.engines.causal_checks import PAIR, Example, check_references
 from workers.engines.causal_model import CausalModel, load_causal
 from workers.engines.fingerprint import fingerprint_of_causal
 from workers.engines.head import score_of
+from workers.engines.prefix_cache import PrefixCache
 from workers.engines.prompts import Prompt, tokens_of
 from workers.engines.question import Question
 from workers.engines.waves import Wave, cut_by_query, plan_waves
-from workers.running import run_patiently
+from workers.running import attempt, run_patiently
 
-#: Tokens of prefixes that the rows of a batch may have copies of in a layer, for each token of the budget. Prompts with
-#: long queries and short documents would take more memory for them than for anything else.
-COPIES = 32
+log = logging.getLogger(__name__)
 
 
 class CausalReranker(BatchedEngine[Pair, ScoreOptions]):
@@ -63,6 +64,8 @@ class CausalReranker(BatchedEngine[Pair, ScoreOptions]):
         example = Example(spec, self._causal, self._question(ScoreOptions()), self._tokenizer, pair or PAIR)
         super().__init__(loaded, device, settings)
         example.check()
+        if self._causal.reuses:
+            self._footprint = self._causal.footprint()
         if file:
             check_references(spec, file, self.score)
 
@@ -142,27 +145,50 @@ class CausalReranker(BatchedEngine[Pair, ScoreOptions]):
         if not self._causal.reuses:
             super()._run_block(block)
             return
-        waves, alone = plan_waves(block.prepared.rows, self._budget.tokens)
-        for wave in waves:
-            self._run_wave(block, wave)
-        self._run_whole(block, alone)
+        max_tokens = self._footprint.wave_tokens(self._budget.tokens, self._memory.room_bytes)
+        waves, alone = plan_waves(block.prepared.rows, max_tokens)
+        whole = np.concatenate([alone, *(self._run_wave(block, wave) for wave in waves)])
+        lengths = block.prepared.lengths[whole]
+        self._run_batches(
+            block, whole, lengths, lambda batch: self._forward(block.prepared, batch, block.options, None)
+        )
 
-    def _run_whole(self, block: Block[ScoreOptions], rows: np.ndarray) -> None:
-        lengths = block.prepared.lengths[rows]
-        self._run_batches(block, rows, lengths, lambda batch: self._forward(block.prepared, batch, block.options, None))
+    def _run_wave(self, block: Block[ScoreOptions], wave: Wave) -> np.ndarray:
+        """Run a wave. Returns the prompts for which there is no memory beside the prefixes; without them there may be.
 
-    def _run_wave(self, block: Block[ScoreOptions], wave: Wave) -> None:
+        (n_left,) numbers of rows.
+        """
         block.on_batch(wave.n_tokens)
-        cache = run_patiently(lambda: self._causal.read_prefixes(wave.prefixes), self._budget)
-        if cache is None:  # whole prompts go in smaller batches, down to one
-            self._run_whole(block, wave.rows)
-            return
-        block.result.padded_tokens += wave.n_tokens
-        prompts: list[Prompt] = [block.prepared.rows[i] for i in wave.rows]
+        cache = self._read_prefixes(wave)
+        if cache is not None:
+            block.result.padded_tokens += wave.n_tokens
+            return self._run_rests(block, wave, cache)
+        if len(wave.prefixes) == 1:
+            return wave.rows
+        return np.concatenate([self._run_wave(block, half) for half in wave.halves()])
+
+    def _read_prefixes(self, wave: Wave) -> PrefixCache | None:
+        """Return their keys and values, or None if there is no memory for them."""
+
+        def read() -> PrefixCache:
+            return self._causal.read_prefixes(wave.prefixes)
+
+        if len(wave.prefixes) == 1:
+            return run_patiently(read, self._budget)
+        cache = attempt(read)
+        if cache is None:
+            queries = len(wave.prefixes)
+            log.warning("No memory for a wave", extra={"action": "split", "queries": queries, "tokens": wave.n_tokens})
+            self._budget.lower()
+        return cache
+
+    def _run_rests(self, block: Block[ScoreOptions], wave: Wave, cache: PrefixCache) -> np.ndarray:
+        """Run prompts behind their prefixes. Returns those from the first on that finds no memory."""
+        prompts: Sequence[Prompt] = block.prepared.rows
         owners = dict(zip(wave.rows.tolist(), wave.owners.tolist(), strict=True))
 
         def forward(batch: np.ndarray) -> torch.Tensor:
-            some: list[Prompt] = [block.prepared.rows[i] for i in batch]
+            some = [prompts[i] for i in batch]
             hidden = self._causal.read_rests(
                 cache,
                 owners=np.array([owners[i] for i in batch.tolist()]),
@@ -171,9 +197,14 @@ class CausalReranker(BatchedEngine[Pair, ScoreOptions]):
             )
             return self._score(hidden, block.options)
 
-        lengths = np.array([len(prompt.ids) - prompt.prefix for prompt in prompts])
+        lengths = np.array([len(prompts[i].ids) - prompts[i].prefix for i in wave.rows])
         order = np.argsort(-lengths, kind="stable")
-        n_rows = max(1, COPIES * self._budget.tokens // len(wave.prefixes[0]))
-        for start in range(0, len(order), n_rows):
-            some = order[start : start + n_rows]
-            self._run_batches(block, wave.rows[some], lengths[some], forward)
+        rows, lengths = wave.rows[order], lengths[order]
+        is_left = np.ones(len(rows), bool)
+        room = self._memory.room_bytes
+        for some in self._footprint.cut(len(wave.prefixes[0]), lengths, self._budget.tokens, room):
+            for ran in self._batches(block, rows[some], lengths[some], forward):
+                if ran.output is None:
+                    return rows[is_left]
+                is_left[some.start + ran.rows] = False
+        return rows[is_left]

@@ -36,6 +36,15 @@ class Wave:
         """Tokens of the prefixes when they are padded to the longest."""
         return len(self.prefixes) * len(self.prefixes[0])
 
+    def halves(self) -> tuple[Wave, Wave]:
+        """Return two waves of half the queries each; there must be two queries at least."""
+        half = len(self.prefixes) // 2
+        is_first = self.owners < half
+        return (
+            Wave(self.prefixes[:half], self.rows[is_first], self.owners[is_first]),
+            Wave(self.prefixes[half:], self.rows[~is_first], self.owners[~is_first] - half),
+        )
+
 
 def plan_waves(prompts: Sequence[Prompt], max_tokens: int) -> tuple[list[Wave], np.ndarray]:
     """Put prompts with their queries' prefixes into waves.
