@@ -17,6 +17,7 @@ import torch
 from sentence_transformers import CrossEncoder
 from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForSequenceClassification
 
 from tasks.errors import DeviceFull, ModelNotFound, UsageError
 from tasks.messages import ModelSpec
@@ -26,7 +27,7 @@ from tasks.ports import Pair, Scorer
 from tasks.settings import Settings
 from tests.tiny_models import LINES, Shape, tiny_bert, tiny_cross_encoder
 from workers import running
-from workers.engines import load_engine, packed_linear
+from workers.engines import cross_encoder, load_engine, packed_linear
 from workers.engines.cross_encoder import CrossEncoderScorer
 from workers.engines.packed_linear import PackedLinear
 from workers.engines.reranking import load_reranker
@@ -325,8 +326,48 @@ def test_a_model_whose_scores_depend_on_the_batch_is_refused(bert: str, monkeypa
     with pytest.raises(ModelNotFound, match=r"its scores differ from those of its own predict by 0\.001"):
         load(bert)
     monkeypatch.setattr(CrossEncoderScorer, "_forward", lambda *arguments: forward(*arguments) * torch.nan)
-    with pytest.raises(ModelNotFound, match="differ"):
+    with pytest.raises(ModelNotFound, match="of a pair of penstock's own it says: the model gave a score that is not"):
         load(bert)
+
+
+def test_a_model_whose_scores_depend_on_padding_is_told_so(bert: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some models know no attention mask."""
+    forward: Callable[..., torch.Tensor] = CrossEncoderScorer._forward
+
+    def padded(self: CrossEncoderScorer, prepared: Any, rows: np.ndarray, *others: Any) -> torch.Tensor:
+        return forward(self, prepared, rows, *others) + 0.01 * int(prepared.lengths[rows].max())
+
+    monkeypatch.setattr(CrossEncoderScorer, "_forward", padded)
+    with pytest.raises(ModelNotFound, match="cannot be used: a pair's score depends on how far it is padded"):
+        load(bert, 2000)
+
+
+def test_a_model_without_a_padding_token_is_told_what_it_lacks(tmp_path: Path) -> None:
+    """A causal model with a classification head, as many are published."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_cross_encoder(tmp_path / "bert"))
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = Qwen2Config(vocab_size=len(tokenizer), num_labels=1, num_key_value_heads=2, pad_token_id=None, **sizes)
+    Qwen2ForSequenceClassification(config).eval().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(ModelNotFound, match=r"if no padding token is defined; set pad_token_id in its config\.json"):
+        load(str(tmp_path / "model"))
+
+
+def test_the_tolerance_is_that_of_the_smallest_numbers(bert: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some models keep their first layers in fp32."""
+    load_whole = cross_encoder.load_cross_encoder
+
+    def load_mixed(*arguments: Any) -> CrossEncoder:
+        model = load_whole(*arguments)
+        next(model.modules()).register_parameter("first", torch.nn.Parameter(torch.zeros(1)))
+        assert next(model.parameters()).dtype == torch.float32
+        return model
+
+    monkeypatch.setattr(cross_encoder, "load_cross_encoder", load_mixed)
+    forward: Callable[..., torch.Tensor] = CrossEncoderScorer._forward
+    monkeypatch.setattr(CrossEncoderScorer, "_forward", lambda *arguments: forward(*arguments) + 0.01)
+    load(bert, precision="bf16")
 
 
 def rerank_with(name: str, **settings: Any) -> Scorer:

@@ -6,13 +6,14 @@ happens when memory runs out, is decided by workers/engines/batched.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
-from tasks.errors import ModelNotFound
+from tasks.errors import ModelNotFound, PenstockError
 from tasks.messages import ModelSpec
 from tasks.options import ScoreOptions
 from tasks.ports import Computed, Pair
@@ -22,6 +23,7 @@ from workers.engines.blocks import NO_LIMIT, Prepared
 from workers.engines.features import PAIRS, features_of
 from workers.engines.fingerprint import fingerprint_of
 from workers.engines.loading import load_cross_encoder
+from workers.memory import is_out_of_memory
 
 #: Characters of the query in a pair of the engine's own.
 PROBE_QUERY_CHARS = 24
@@ -56,10 +58,12 @@ class CrossEncoderScorer(BatchedEngine[Pair, ScoreOptions]):
             numbers=str(model.dtype),
             attention=str(getattr(model.config, "_attn_implementation", None)),
         )
-        n_bytes = next(model.parameters()).element_size()
-        expected = np.asarray(model.predict(SAMPLE, show_progress_bar=False), np.float32)  # of the layers as they came
-        super().__init__(loaded, device, settings)
-        self._compare(spec, expected, TOLERANCES[n_bytes] * max(1.0, float(np.abs(expected).max())))
+        n_bytes = min(number.element_size() for number in model.parameters() if number.is_floating_point())
+        with _told_of(spec):
+            # By the layers as they came.
+            expected = np.asarray(model.predict(SAMPLE, show_progress_bar=False), np.float32)
+            super().__init__(loaded, device, settings)
+            self._compare(spec, expected, TOLERANCES[n_bytes] * max(1.0, float(np.abs(expected).max())))
 
     def check(self, options: ScoreOptions) -> str | None:
         """Say why this model cannot serve these options, or return None."""
@@ -105,11 +109,37 @@ class CrossEncoderScorer(BatchedEngine[Pair, ScoreOptions]):
 
     def _compare(self, spec: ModelSpec, expected: np.ndarray, tolerance: float) -> None:
         """Refuse a model whose scores depend on how batches are made."""
-        found = self.score(SAMPLE, ScoreOptions()).values[:, 0]
-        difference = float(np.abs(found - expected).max())
-        if not difference <= tolerance:
-            raise ModelNotFound(
-                f"--model {spec} cannot be used: in penstock's batches its scores differ from those of its own predict "
-                f"by {difference:.2g}, where {tolerance:.2g} would be rounding.",
-                model=str(spec),
+        computed = self.score(SAMPLE, ScoreOptions())
+        if error := next(filter(None, computed.errors), None):
+            raise _unusable(spec, f"of a pair of penstock's own it says: {error}")
+        difference = float(np.abs(computed.values[:, 0] - expected).max())
+        if difference <= tolerance:
+            return
+        alone = np.concatenate([self.score([pair], ScoreOptions()).values[:, 0] for pair in SAMPLE])
+        if not np.abs(computed.values[:, 0] - alone).max() <= tolerance:
+            raise _unusable(
+                spec, "a pair's score depends on how far it is padded, and so on the other pairs of a batch"
             )
+        raise _unusable(
+            spec,
+            "in penstock's batches its scores differ from those of its own predict by "
+            f"{difference:.2g}, where {tolerance:.2g} would be rounding",
+        )
+
+
+@contextmanager
+def _told_of(spec: ModelSpec) -> Iterator[None]:
+    """Turn what a model's own code raises when it is first run into one line; the pairs are penstock's own."""
+    try:
+        yield
+    except Exception as exc:
+        if isinstance(exc, PenstockError) or is_out_of_memory(exc):
+            raise
+        reason = str(exc).strip().split("\n", 1)[0].rstrip(".")
+        if "padding token" in reason:
+            reason += "; set pad_token_id in its config.json, and pad_token in its tokenizer_config.json"
+        raise _unusable(spec, f"{type(exc).__name__}: {reason}") from exc
+
+
+def _unusable(spec: ModelSpec, reason: str) -> ModelNotFound:
+    return ModelNotFound(f"--model {spec} cannot be used: {reason}.", model=str(spec))
