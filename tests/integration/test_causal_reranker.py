@@ -6,9 +6,11 @@ import functools
 import itertools
 import json
 import logging
+import shutil
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2Model
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2Model
 
 from tasks.errors import DeviceFull, ModelNotFound, UsageError
 from tasks.messages import ModelSpec
@@ -31,9 +33,11 @@ from workers.engines import causal_model
 from workers.engines.blocks import NO_LIMIT
 from workers.engines.causal_model import CausalModel
 from workers.engines.causal_reranker import CausalReranker
+from workers.engines.fingerprint import fingerprint_of_causal
 from workers.engines.head import Head
 from workers.engines.prefix_cache import PrefixCache, has_plain_cache
 from workers.engines.prompts import Prompt, Prompts
+from workers.engines.reranking import load_reranker
 from workers.engines.waves import cut_by_query, plan_waves
 from workers.memory import DeviceMemory
 
@@ -431,6 +435,78 @@ def test_a_worker_that_misses_a_published_score_does_not_start(folders, tmp_path
         load(folders["qwen2"], write(tmp_path, references=[wrong]))
 
 
+def test_a_published_score_is_met_by_numbers_of_two_bytes(folders, tmp_path):
+    """As far as their rounding goes, and no further."""
+    score = Plain(folders["qwen2"], OWN).score(Pair("Q", "D"))
+    right = Reference(model=folders["qwen2"], query="Q", document="D", score=score + 0.01)
+    load(folders["qwen2"], write(tmp_path, references=[right]), precision="bf16")
+    wrong = right.model_copy(update={"score": score + 0.2})
+    with pytest.raises(UsageError, match="the published one is"):
+        load(folders["qwen2"], write(tmp_path, references=[wrong]), precision="bf16")
+
+
+def test_a_published_pair_that_cannot_be_scored_is_told_as_such(folders, tmp_path):
+    """And not as a score of nothing."""
+    long = Reference(model=folders["qwen2"], query="road " * 5000, document="D", score=0.5)
+    with pytest.raises(UsageError, match=r"cannot score a reference pair of the template own: its query leaves no"):
+        load(folders["qwen2"], write(tmp_path, references=[long]))
+
+
+def test_a_model_that_names_no_limit_of_its_own_has_its_tokenizer_s(folders, tmp_path):
+    """Some configurations hold a null there."""
+    config = Qwen2Config.from_pretrained(folders["qwen2"])
+    model = SimpleNamespace(
+        config=SimpleNamespace(get_text_config=lambda: config),
+        dtype=torch.float32,
+        get_decoder=torch.nn.Identity,
+        get_output_embeddings=lambda: None,
+    )
+    for value in (None, NO_LIMIT + 1):
+        config.__dict__["max_position_embeddings"] = value
+        assert CausalModel(model, SimpleNamespace(model_max_length=77), "cpu").most == 77
+        assert CausalModel(model, SimpleNamespace(model_max_length=10**30), "cpu").most == NO_LIMIT
+
+
+def test_a_missing_package_is_one_line(folders, monkeypatch):
+    """Tokenizers want sentencepiece, and models' own code anything."""
+
+    def want(*_: Any, **__: Any) -> None:
+        raise ImportError("\nThis tokenizer requires the SentencePiece library.\nInstall it.")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", want)
+    with pytest.raises(ModelNotFound, match=r"cannot be loaded: This tokenizer requires the SentencePiece library\.$"):
+        load(folders["qwen2"])
+    monkeypatch.setattr(AutoConfig, "from_pretrained", want)
+    with pytest.raises(ModelNotFound, match="cannot be loaded: This tokenizer requires"):
+        load_reranker(ModelSpec.parse(folders["qwen2"], "score"), "cpu", Settings())
+
+
+def test_a_template_that_is_longer_than_the_model_takes_is_named_without_an_option(folders, tmp_path):
+    """Nobody gave --max-tokens."""
+    engine = load(changed(folders["qwen2"], tmp_path / "short", "tokenizer_config.json", model_max_length=60), None)
+    options = {"template": read_template("qwen3-reranker")}
+    for limit in (None, 50):
+        line = str(engine.check(ScoreOptions(**options, max_tokens=limit)))
+        assert line.startswith("this model takes 60 tokens, which leaves no room for a document beside the ")
+        assert "--max-tokens" not in line
+    assert engine.check(ScoreOptions(template=OWN, max_tokens=8)).startswith("--max-tokens 8 leaves no room")
+
+
+def test_batches_are_scored_by_the_question_that_their_rows_were_tokenised_with(folders, monkeypatch):
+    """Whatever the engine is asked meanwhile, and without looking the template up for each batch."""
+    engine = load(folders["qwen2"], max_batch_tokens=64)
+    expected = scores(engine, PAIRS)
+    other = ScoreOptions(template=read_template("mxbai-rerank-v2"))
+    look_up, prepare = engine._question, engine._prepare
+    asked: list[ScoreOptions] = []
+    blocks: list[int] = []
+    monkeypatch.setattr(engine, "_question", lambda options: asked.append(options) or look_up(options))
+    monkeypatch.setattr(engine, "_prepare", lambda *some: blocks.append(1) or prepare(*some))
+    result = engine.score(PAIRS, ScoreOptions(), lambda _: engine.check(other) and None)
+    np.testing.assert_array_equal(result.values[:, 0], expected)
+    assert asked.count(ScoreOptions()) == len(blocks) < len(asked)
+
+
 def test_a_model_that_does_more_with_its_logits_than_is_known_does_not_start(folders, monkeypatch):
     """Its scores would be wrong, and nobody would see it."""
     logits = Head.logits
@@ -691,6 +767,46 @@ def test_the_fingerprint_is_of_weights_tokenizer_and_the_worker_s_template(folde
     assert once.place == again.place
     assert load(folders["qwen2"], "mxbai-rerank-v2").weights != once.weights
     assert load(folders["llama"]).weights != once.weights
+
+
+def changed(folder: str, to: Path, file: str, **values: Any) -> str:
+    """Copy a model, and change values in one of its files."""
+    shutil.copytree(folder, to)
+    old = json.loads((to / file).read_text())
+    (to / file).write_text(json.dumps(old | values))
+    return str(to)
+
+
+def test_the_fingerprint_is_of_the_limit_and_of_tokens_around_a_text(folders, tmp_path):
+    """A cut at another token, or another first token, gives other scores."""
+    folder = folders["gemma"]
+    seen = {load(folder, "bge-reranker-v2-gemma").weights}
+    for i, values in enumerate(({"model_max_length": 200}, {"pad_token": "<bos>"}, {"eos_token": "<|im_start|>"})):
+        other = changed(folder, tmp_path / str(i), "tokenizer_config.json", **values)
+        seen.add(load(other, "bge-reranker-v2-gemma").weights)
+    assert len(seen) == 4
+
+
+class SlowTokenizer:
+    """As much of a tokenizer without a backend as the fingerprint asks for."""
+
+    def __init__(self, *words: str) -> None:
+        self._words = words
+
+    def __len__(self) -> int:
+        """Count words."""
+        return len(self._words)
+
+    def get_vocab(self) -> dict[str, int]:
+        """Number the words."""
+        return {word: i for i, word in enumerate(self._words)}
+
+
+def test_the_fingerprint_is_of_a_slow_tokenizer_s_vocabulary(qwen):
+    """It has no backend that could be hashed."""
+    words = [("a", "b"), ("b", "a"), ("a", "b", "c")]
+    seen = {fingerprint_of_causal(qwen._causal.model, SlowTokenizer(*some), None, 10) for some in words}
+    assert len(seen) == 3
 
 
 @pytest.fixture(scope="module")

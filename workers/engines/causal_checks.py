@@ -137,19 +137,32 @@ def _example(question: Question | None, tokenizer: Any, pair: Pair, most: int) -
 
 
 def check_references(
-    spec: ModelSpec, template: TemplateFile, score: Callable[[list[Pair], ScoreOptions], Computed]
+    spec: ModelSpec, template: TemplateFile, n_bytes: int, score: Callable[[list[Pair], ScoreOptions], Computed]
 ) -> None:
     """Compare with the scores that are published for the model.
 
+    Args:
+        spec: of the model.
+        template: that names pairs and their scores.
+        n_bytes: of one of the model's numbers; what is published was computed with four.
+        score: scores pairs with the model.
+
     Raises:
-        UsageError: one of them differs by more than its tolerance.
+        UsageError: one of them cannot be scored, or differs by more than its tolerance.
     """
     for reference in template.references:
         if reference.model != spec.name:
             continue
         options = ScoreOptions(template=template, instruction=reference.instruction)
-        found = float(score([Pair(reference.query, reference.document)], options).values[0, 0])
-        if not abs(found - reference.score) <= reference.tolerance:
+        computed = score([Pair(reference.query, reference.document)], options)
+        if computed.errors[0] is not None:
+            raise UsageError(
+                f"--model {spec}: it cannot score a reference pair of the template {template.name}: "
+                f"{computed.errors[0]}."
+            )
+        found = float(computed.values[0, 0])
+        rounding = TOLERANCES[n_bytes] * max(1.0, abs(reference.score))
+        if not abs(found - reference.score) <= max(reference.tolerance, rounding):
             raise UsageError(
                 f"--model {spec}: it gives a reference pair of the template {template.name} the score {found:.6f}, the "
                 f"published one is {reference.score:.6f}. These are other weights, or another template is needed."

@@ -19,7 +19,7 @@ from workers.engines.blocks import NO_LIMIT
 from workers.engines.features import to_device
 from workers.engines.footprint import Footprint, footprint_of
 from workers.engines.head import Head
-from workers.engines.loading import not_loaded
+from workers.engines.loading import LOAD_ERRORS, not_loaded
 from workers.engines.precision import DTYPES, choose_precision
 from workers.engines.prefix_cache import PrefixCache, depends_on_length, has_plain_cache, rest_mask
 from workers.engines.prompts import Ids
@@ -44,7 +44,7 @@ def load_causal(spec: ModelSpec, device: str, settings: Settings) -> tuple[Any, 
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **files)
         tokenizer = AutoTokenizer.from_pretrained(place, **files)
-    except (OSError, ValueError, KeyError, RuntimeError) as exc:
+    except LOAD_ERRORS as exc:
         raise not_loaded(spec, exc) from exc
     return model.eval().to(device), tokenizer
 
@@ -72,8 +72,8 @@ class CausalModel:
         self._config = model.config.get_text_config()
         self._head = Head(model)
         self._device = device
-        self.most = int(min(getattr(self._config, "max_position_embeddings", NO_LIMIT), tokenizer.model_max_length))
-        self.most = min(self.most, NO_LIMIT)
+        limits = (getattr(self._config, "max_position_embeddings", None), tokenizer.model_max_length, NO_LIMIT)
+        self.most = int(min(limit for limit in limits if limit is not None))
         self.n_bytes = int(model.dtype.itemsize)
         self.can_pad = not depends_on_length(self._config)
         self.reuses = has_plain_cache(self._config) and self._takes("past_key_values", "position_ids")

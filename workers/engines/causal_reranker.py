@@ -20,7 +20,7 @@ from tasks.ports import Computed, Pair
 from tasks.settings import Settings
 from tasks.templates import names, read_template, template_for
 from workers.engines.batched import BatchedEngine, Loaded
-from workers.engines.blocks import NO_LIMIT, Block, Prepared
+from workers.engines.blocks import Block, Prepared
 from workers.engines.causal_checks import PAIR, Example, check_references
 from workers.engines.causal_model import CausalModel, load_causal
 from workers.engines.fingerprint import fingerprint_of_causal
@@ -50,10 +50,10 @@ class CausalReranker(BatchedEngine[Pair, ScoreOptions]):
         self._template = file and file.plain()
         model, self._tokenizer = load_causal(spec, device, settings)
         self._causal = CausalModel(model, self._tokenizer, device)
-        self._asked: dict[tuple[object, ...], Question] = {}
+        self._asked: tuple[object, Question] | None = None
         loaded = Loaded(
             model=self._causal.decoder,
-            weights=fingerprint_of_causal(model, self._tokenizer, self._template),
+            weights=fingerprint_of_causal(model, self._tokenizer, self._template, self._causal.most),
             most=self._causal.most,
             pads=self._causal.can_pad,
             can_pad_to=self._causal.can_pad,
@@ -67,7 +67,7 @@ class CausalReranker(BatchedEngine[Pair, ScoreOptions]):
         if self._causal.reuses:
             self._footprint = self._causal.footprint()
         if file:
-            check_references(spec, file, self.score)
+            check_references(spec, file, self._causal.n_bytes, self.score)
 
     def check(self, options: ScoreOptions) -> str | None:
         """Say why this model cannot serve these options, or return None."""
@@ -77,10 +77,11 @@ class CausalReranker(BatchedEngine[Pair, ScoreOptions]):
             return f"nothing says how this model is asked: name a template with --template: a .toml file, or {known}"
         if question.problem:
             return question.problem
-        limit = min(options.max_tokens or NO_LIMIT, self._most)
-        if limit <= question.prompts.n_fixed:
-            fixed = f"the {question.prompts.n_fixed} tokens of the template {question.template.name}"
-            return f"--max-tokens {limit} leaves no room for a document beside {fixed}"
+        fixed = f"no room for a document beside the {question.n_fixed} tokens of the template {question.template.name}"
+        if self._most <= question.n_fixed:
+            return f"this model takes {self._most} tokens, which leaves {fixed}; name a shorter one with --template"
+        if options.max_tokens and options.max_tokens <= question.n_fixed:
+            return f"--max-tokens {options.max_tokens} leaves {fixed}"
         return None
 
     def dim(self, options: ScoreOptions) -> int:  # noqa: ARG002 - always a score
@@ -99,19 +100,19 @@ class CausalReranker(BatchedEngine[Pair, ScoreOptions]):
         if template is None:
             return None
         key = (template, options.instruction)
-        if key not in self._asked:
-            self._asked = {key: Question(self._tokenizer, template, options.instruction)}
-        return self._asked[key]
+        asked = self._asked  # another thread may ask otherwise
+        if asked is None or asked[0] != key:
+            self._asked = asked = key, Question(self._tokenizer, template, options.instruction)
+        return asked[1]
 
     def _prepare(self, rows: Sequence[Pair], options: ScoreOptions, limit: int) -> Prepared:
         """Tokenise pairs; ``Prepared.rows`` are of ``Prompt``."""
-        return self._ask(options).prompts.prepare(rows, limit)
-
-    def _ask(self, options: ScoreOptions) -> Question:
         question = self._question(options)
         if question is None or question.problem:
             raise ValueError(self.check(options))
-        return question
+        prepared = question.prompts.prepare(rows, limit)
+        prepared.extra["question"] = question
+        return prepared
 
     def _prepare_probe(self, texts: Sequence[str], limit: int) -> Prepared:
         """Make prompts of texts alone, which need no template."""
@@ -128,16 +129,21 @@ class CausalReranker(BatchedEngine[Pair, ScoreOptions]):
         return cut_by_query(rows, limit, batch_tokens)
 
     def _forward(
-        self, prepared: Prepared, rows: np.ndarray, options: ScoreOptions | None, length: int | None
+        self,
+        prepared: Prepared,
+        rows: np.ndarray,
+        options: ScoreOptions | None,  # noqa: ARG002 - the question is made of them
+        length: int | None,
     ) -> torch.Tensor:
-        """Read whole prompts. Returns (n_rows, 1), or the hidden states, (n_rows, dim), of the engine's own rows."""
-        return self._score(self._causal.read([prepared.rows[i].ids for i in rows], length), options)
+        """Read whole prompts. Returns (n_rows, 1); of the engine's own rows (n_rows, dim + 2)."""
+        return self._score(self._causal.read([prepared.rows[i].ids for i in rows], length), prepared)
 
     @torch.inference_mode()
-    def _score(self, hidden: torch.Tensor, options: ScoreOptions | None) -> torch.Tensor:
-        if options is None:
-            return hidden
-        question = self._ask(options)
+    def _score(self, hidden: torch.Tensor, prepared: Prepared) -> torch.Tensor:
+        question: Question | None = prepared.extra.get("question")
+        if question is None:
+            # Hidden states and two logits: a shape is trusted if both have the same bits wherever a row stands.
+            return torch.cat([hidden.float(), self._causal.logits(hidden, [0, 1])], dim=1)
         return score_of(self._causal.logits(hidden, question.tokens), question.template.formula)
 
     def _run_block(self, block: Block[ScoreOptions]) -> None:
@@ -195,7 +201,7 @@ class CausalReranker(BatchedEngine[Pair, ScoreOptions]):
                 starts=np.array([prompt.prefix for prompt in some]),
                 rests=[prompt.ids[prompt.prefix :] for prompt in some],
             )
-            return self._score(hidden, block.options)
+            return self._score(hidden, block.prepared)
 
         lengths = np.array([len(prompts[i].ids) - prompts[i].prefix for i in wave.rows])
         order = np.argsort(-lengths, kind="stable")

@@ -15,6 +15,11 @@ from tasks.options import Template
 
 #: What a configuration says of files and libraries, and not of what is computed.
 _NO_CONTENT = {"_name_or_path", "transformers_version"}
+#: What a tokenizer does beside its backend: which tokens are put around a text, and which end of it is cut.
+_TOKENIZER_FACTS = (
+    *("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id", "unk_token_id"),
+    *("padding_side", "truncation_side"),
+)
 
 
 def fingerprint_of(model: BaseModel) -> str:
@@ -38,14 +43,14 @@ def fingerprint_of(model: BaseModel) -> str:
     return digest.hexdigest()
 
 
-def fingerprint_of_causal(model: Any, tokenizer: Any, template: Template | None) -> str:
-    """Hash what the scores of a causal language model depend on.
+def fingerprint_of_causal(model: Any, tokenizer: Any, template: Template | None, most: int) -> str:
+    """Hash what the scores of a causal language model depend on; ``most`` are the tokens that it takes.
 
     The template is the worker's own: a job that names none gets its scores by it, so slots with different ones may not
     share a job.
     """
     digest = hashlib.blake2b(digest_size=8)
-    digest.update(type(model).__name__.encode())
+    digest.update(f"{type(model).__name__} {most}".encode())
     config = {name: value for name, value in model.config.to_diff_dict().items() if name not in _NO_CONTENT}
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     _add_tensors(digest, model)
@@ -62,9 +67,14 @@ def _add_tensors(digest: hashlib.blake2b, model: torch.nn.Module) -> None:
 
 
 def _add_tokenizer(digest: hashlib.blake2b, tokenizer: Any) -> None:
+    facts: list[Any] = [getattr(tokenizer, name, None) for name in _TOKENIZER_FACTS]
+    facts.append(len(tokenizer) if hasattr(tokenizer, "__len__") else 0)
+    digest.update(json.dumps(facts, default=str).encode())
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         # What its last call left behind; each call sets both.
         backend.no_truncation()
         backend.no_padding()
         digest.update(backend.to_str().encode())
+    elif hasattr(tokenizer, "get_vocab"):
+        digest.update(json.dumps(sorted(tokenizer.get_vocab().items(), key=str)).encode())

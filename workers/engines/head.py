@@ -35,10 +35,11 @@ class Head:
             tokens: of the vocabulary.
 
         Returns:
-            (n_rows, n_tokens) float32. A row's bits do not depend on the other rows.
+            (n_rows, n_tokens) float32. On a CPU a row's bits do not depend on the other rows; a GPU chooses how it sums
+            by the shape.
         """
         weight = self._layer.weight[tokens].float()
-        # Not a matrix product, whose order of sums depends on the number of rows.
+        # Not a matrix product, whose order of sums depends on the number of rows, on CPUs too.
         logits = (hidden.float().unsqueeze(1) * weight).sum(dim=-1)
         if getattr(self._layer, "bias", None) is not None:
             logits = logits + self._layer.bias[tokens].float()

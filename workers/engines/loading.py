@@ -13,6 +13,9 @@ from tasks.settings import Settings
 from workers.engines.attention import use_flash_attention
 from workers.engines.precision import DTYPES, choose_precision
 
+#: What the libraries raise of files that are missing, damaged or not theirs, and of packages that a model wants.
+LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError)
+
 M = TypeVar("M", SentenceTransformer, CrossEncoder)
 
 
@@ -71,7 +74,7 @@ def _load(kind: type[M], spec: ModelSpec, device: str, settings: Settings, preci
             trust_remote_code=settings.trust_remote_code,
             model_kwargs={"dtype": DTYPES[precision]},
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as exc:
+    except LOAD_ERRORS as exc:
         raise not_loaded(spec, exc) from exc
     model.eval()
     return model

@@ -66,9 +66,8 @@ class Prompts:
         self._first = np.array(_first_tokens(tokenizer) if template.adds_special_tokens else [], np.int64)
         self._tail = np.concatenate([np.empty(0, np.int64), *self._tokenise(self._render("", "")[self._place + 1 :])])
 
-    @property
-    def n_fixed(self) -> int:
-        """Tokens of a prompt without query and document."""
+    def count_fixed(self) -> int:
+        """Count the tokens of a prompt without query and document."""
         frame = self._frames([""], 0)[0]
         return len(self._first) + len(frame.before) + len(frame.empty) + len(self._tail)
 

@@ -19,6 +19,7 @@ class Question:
     Attributes:
         template: the same.
         prompts: makes the prompts of pairs.
+        n_fixed: tokens of a prompt without query and document.
         tokens: of the labels: the positive one, and the negative one if there is one.
         problem: why the model cannot be asked so, or None.
     """
@@ -26,6 +27,7 @@ class Question:
     def __init__(self, tokenizer: Any, template: Template, instruction: str | None) -> None:
         self.template = template
         self.prompts = Prompts(tokenizer, template, instruction)
+        self.n_fixed = self.prompts.count_fixed()
         labels = [label for label in (template.positive, template.negative) if label is not None]
         ids = {label: tokens_of(tokenizer, label) for label in labels}
         self.tokens = [found[0] for found in ids.values() if len(found) == 1]

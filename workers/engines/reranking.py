@@ -13,7 +13,7 @@ from tasks.errors import ModelNotFound
 from tasks.messages import ModelSpec
 from tasks.ports import Scorer
 from tasks.settings import Settings
-from workers.engines.loading import not_loaded
+from workers.engines.loading import LOAD_ERRORS, not_loaded
 
 NEEDED = "`penstock score` needs a cross-encoder (*ForSequenceClassification) or a causal reranker (*ForCausalLM)"
 
@@ -53,7 +53,7 @@ def _look_at(spec: ModelSpec, settings: Settings) -> tuple[str | None, str]:
         if saved_as not in {None, "CrossEncoder"}:  # its transformer may lie in a folder of its own
             return saved_as, ""
         config = AutoConfig.from_pretrained(place, revision=spec.revision, trust_remote_code=settings.trust_remote_code)
-    except (OSError, ValueError, KeyError, RuntimeError) as exc:
+    except LOAD_ERRORS as exc:
         raise not_loaded(spec, exc) from exc
     return saved_as, str((config.architectures or ["model of no known architecture"])[0])
 
