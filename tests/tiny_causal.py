@@ -9,8 +9,12 @@ from typing import Any, Literal
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    DeepseekV2Config,
+    DeepseekV2ForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     Phi3Config,
@@ -24,7 +28,8 @@ from tasks.templates import names, read_template
 
 #: ``gemma`` caps its logits and begins with ``<bos>``; ``windows`` is the same with sliding windows in some layers.
 #: ``longrope`` turns the positions of a batch otherwise as soon as a row of it has more than ``SHORT`` tokens.
-Shape = Literal["qwen2", "llama", "gemma", "windows", "longrope"]
+#: ``gpt2`` has a table of positions, and a head of keys for each of queries; ``mla`` has keys wider than values.
+Shape = Literal["qwen2", "llama", "gemma", "windows", "longrope", "gpt2", "mla"]
 
 SHORT = 160
 
@@ -81,6 +86,21 @@ def tiny_causal(
         model = Qwen2ForCausalLM(Qwen2Config(**common))
     elif shape == "llama":
         model = LlamaForCausalLM(LlamaConfig(**common | {"tie_word_embeddings": False}))
+    elif shape == "gpt2":
+        sizes = {"n_embd": hidden, "n_layer": layers, "n_head": 4, "n_positions": limit}
+        kept = {name: value for name, value in common.items() if name.endswith("_id")}
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=common["vocab_size"], initializer_range=0.1, **sizes, **kept))
+    elif shape == "mla":
+        ranks = {
+            "kv_lora_rank": 16,
+            "q_lora_rank": None,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 12,
+        }
+        experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+        own = {"num_key_value_heads": 4, "moe_intermediate_size": hidden, "tie_word_embeddings": False}
+        model = DeepseekV2ForCausalLM(DeepseekV2Config(**common | own, **ranks, **experts))
     elif shape == "longrope":
         factors = {"short_factor": [1.0] * (hidden // 8), "long_factor": [4.0] * (hidden // 8)}
         rope = {"rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 1.0, **factors}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,6 +46,24 @@ def test_scores_are_those_of_the_cpu(folder: str, tmp_path: Path, precision: str
     np.testing.assert_allclose(found.values, expected.values, atol=tolerance)
     np.testing.assert_array_equal(found.n_tokens, expected.n_tokens)
     assert found.errors == [None] * len(PAIRS)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 0.05), ("fp16", 0.02)])
+@pytest.mark.parametrize("words", [1, 400])
+def test_reused_prefixes_change_nothing_but_rounding(
+    tmp_path: Path, precision: str, tolerance: float, words: int
+) -> None:
+    """Also behind a query that is many times as long as its documents."""
+    pairs = [Pair(f"{pair.query} {'mill ' * words}", pair.document) for pair in PAIRS]
+    engine: Any = load(tiny_causal(tmp_path / "causal"), precision=precision, state_dir=tmp_path)
+    assert engine._causal.reuses
+    found = engine.score(pairs, ScoreOptions())
+    assert found.padded_tokens < found.n_tokens.sum()
+    engine._causal.reuses = False
+    expected = engine.score(pairs, ScoreOptions())
+    np.testing.assert_allclose(found.values, expected.values, atol=tolerance)
+    np.testing.assert_array_equal(found.n_tokens, expected.n_tokens)
+    assert found.errors == expected.errors == [None] * len(pairs)
 
 
 def test_reproducible_scores_have_the_same_bits(folder: str) -> None:

@@ -47,6 +47,8 @@ KINDS: list[tuple[Shape, str]] = [
     ("llama", "mxbai-rerank-v2"),
     ("gemma", "bge-reranker-v2-gemma"),
     ("windows", "lychee-rerank"),
+    ("gpt2", "mxbai-rerank-v2"),
+    ("mla", "qwen3-reranker"),
 ]
 #: Documents of every script, and such as look like a template.
 TEXTS = [
@@ -183,6 +185,9 @@ def assert_same_ranking(found: np.ndarray, expected: np.ndarray) -> None:
 def test_scores_are_those_of_whole_prompts_with_the_whole_output_layer(kind):
     """All that makes it fast changes nothing: shared beginnings, padding, two rows of the output layer."""
     engine, plain = kind
+    assert engine._causal.reuses == (
+        "sliding_attention" not in (getattr(plain.model.config, "layer_types", None) or [])
+    )
     expected = np.array([plain.score(pair) for pair in PAIRS])
     found = scores(engine, PAIRS)
     np.testing.assert_allclose(found, expected, atol=1e-4)
