@@ -112,11 +112,8 @@ class Score(Work[Pair]):
         return sum(len(query) + len(document) for query, document in rows)
 
     def run(self, engine: Scorer, rows: Sequence[Pair], options: ScoreOptions, on_batch: OnBatch) -> Computed:
-        """Score pairs. A score that is no finite number has no rank: such a pair is one with an error."""
-        computed = engine.score(rows, options, on_batch)
-        for i in np.flatnonzero(~np.isfinite(computed.values[:, 0])):
-            computed.errors[i] = "the model's score of this pair is no finite number"
-        return computed
+        """Score pairs."""
+        return engine.score(rows, options, on_batch)
 
     def result(self, heads: pa.Table, computed: Computed, options: ScoreOptions) -> pa.Table:  # noqa: ARG002
         """Put scores beside their pairs' ids."""

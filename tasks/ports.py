@@ -26,7 +26,8 @@ class Computed:
     """What an engine made of n rows, in their order.
 
     Attributes:
-        values: (n, dim) float32: vectors, or scores with a dim of 1; the rows with an error hold zeros.
+        values: (n, dim) float32: vectors, or scores with a dim of 1; the rows with an error hold zeros. All are finite:
+            a row for which the model gives something else is one with an error.
         n_tokens: (n,) tokens fed to the model, special tokens included.
         truncated: (n,) bool: the row had more tokens than were fed.
         errors: a sentence per row that has no value, else None.
