@@ -26,9 +26,10 @@ PAIR = Pair("Why was the road to the mill closed?", "It rained for a week, and t
 #: Largest difference of a logit from that of transformers, relative to the largest of the vocabulary, that another
 #: order of sums and a head in fp32 explain, by the bytes of a number.
 TOLERANCES = {4: 1e-4, 2: 0.05}
-#: The same between two ways in which the engine itself reads a prompt. In bf16 rounding was 0.01 at most with random
-#: models and SmolLM2-135M; holes that are seen were 0.03 and more, positions shifted by half a prefix 0.02.
-OWN_TOLERANCES = {4: 1e-4, 2: 0.015}
+#: The same between two ways in which the engine itself reads a prompt. In bf16 rounding was 0.010 at most with random
+#: models and SmolLM2-135M; holes that are seen were 0.029 and more, positions behind another prefix 0.024 (where logits
+#: are capped less than 0.01: those pass).
+OWN_TOLERANCES = {4: 1e-4, 2: 0.02}
 
 
 class Example:
