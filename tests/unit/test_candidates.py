@@ -103,7 +103,7 @@ def test_an_id_that_is_nested_too_deeply_is_named(tmp_path, request):
     request.addfinalizer(partial(sys.setrecursionlimit, sys.getrecursionlimit()))
     sys.setrecursionlimit(1000)
     (tmp_path / "run").write_text('{"query_id": ' + "[" * 700 + "]" * 700 + ', "doc_id": "d"}\n')
-    with pytest.raises(BadInput, match="run, line 1: .*nested too deeply"):
+    with pytest.raises(BadInput, match=r"run, line 1: .*nested too deeply"):
         pairs_of(tmp_path / "run")
 
 
