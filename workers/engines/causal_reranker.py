@@ -9,22 +9,23 @@ workers/engines/footprint.py.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from tasks.messages import ModelSpec
 from tasks.options import ScoreOptions
-from tasks.ports import Computed, Pair
+from tasks.ports import Pair
 from tasks.settings import Settings
 from tasks.templates import names, read_template, template_for
-from workers.engines.batched import BatchedEngine, Loaded
+from workers.engines.batched import Loaded
 from workers.engines.blocks import Block, Prepared
 from workers.engines.causal_checks import PAIR, Example, check_references
 from workers.engines.causal_model import CausalModel, load_causal
 from workers.engines.fingerprint import fingerprint_of_causal
 from workers.engines.head import score_of
+from workers.engines.pair_scoring import PairScorer
 from workers.engines.prefix_cache import PrefixCache
 from workers.engines.prompts import Prompt, tokens_of
 from workers.engines.question import Question
@@ -34,7 +35,7 @@ from workers.running import attempt, run_patiently
 log = logging.getLogger(__name__)
 
 
-class CausalReranker(BatchedEngine[Pair, ScoreOptions]):
+class CausalReranker(PairScorer):
     """One causal language model on one device.
 
     Raises:
@@ -42,8 +43,6 @@ class CausalReranker(BatchedEngine[Pair, ScoreOptions]):
         UsageError: the settings or the template do not go with the model, or it gives other scores than transformers
             alone.
     """
-
-    NOT_FINITE = "the model gave a score that is not finite"
 
     def __init__(self, spec: ModelSpec, device: str, settings: Settings) -> None:
         file = read_template(settings.template) if settings.template else template_for(spec.name)
@@ -84,16 +83,6 @@ class CausalReranker(BatchedEngine[Pair, ScoreOptions]):
             return f"--max-tokens {options.max_tokens} leaves {fixed}"
         return None
 
-    def dim(self, options: ScoreOptions) -> int:  # noqa: ARG002 - always a score
-        """Return 1."""
-        return 1
-
-    def score(
-        self, pairs: Sequence[Pair], options: ScoreOptions, on_batch: Callable[[int], None] = lambda _: None
-    ) -> Computed:
-        """Score pairs in their order."""
-        return self._compute(pairs, options, on_batch)
-
     def _question(self, options: ScoreOptions) -> Question | None:
         """Return how the model is asked; made once for as long as jobs ask alike."""
         template = options.template or self._template
@@ -119,9 +108,6 @@ class CausalReranker(BatchedEngine[Pair, ScoreOptions]):
         ids = [np.array(tokens_of(self._tokenizer, text)[:limit], np.int64) for text in texts]
         lengths = np.array([len(row) for row in ids], np.int32)
         return Prepared(lengths, np.zeros(len(ids), bool), [Prompt(row, 0, 0) for row in ids])
-
-    def _size(self, row: Pair) -> int:
-        return len(row.query) + len(row.document)
 
     def _cut(self, rows: Sequence[Pair], limit: int, batch_tokens: int) -> list[np.ndarray]:
         if not self._causal.reuses:

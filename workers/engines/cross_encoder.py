@@ -6,7 +6,7 @@ happens when memory runs out, is decided by workers/engines/batched.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,13 +16,14 @@ import torch
 from tasks.errors import ModelNotFound, PenstockError
 from tasks.messages import ModelSpec
 from tasks.options import ScoreOptions
-from tasks.ports import Computed, Pair
+from tasks.ports import Pair
 from tasks.settings import Settings
-from workers.engines.batched import PROBE_TEXT, BatchedEngine, Loaded
+from workers.engines.batched import PROBE_TEXT, Loaded
 from workers.engines.blocks import NO_LIMIT, Prepared
 from workers.engines.features import PAIRS, features_of
 from workers.engines.fingerprint import fingerprint_of
 from workers.engines.loading import load_cross_encoder
+from workers.engines.pair_scoring import PairScorer
 from workers.memory import is_out_of_memory
 
 #: Characters of the query in a pair of the engine's own.
@@ -34,7 +35,7 @@ SAMPLE = [Pair(PROBE_TEXT[:start], PROBE_TEXT[start:stop]) for start, stop in ((
 TOLERANCES = {4: 1e-4, 2: 0.05}
 
 
-class CrossEncoderScorer(BatchedEngine[Pair, ScoreOptions]):
+class CrossEncoderScorer(PairScorer):
     """One cross-encoder on one device. Not yet run on a GPU.
 
     Raises:
@@ -42,8 +43,6 @@ class CrossEncoderScorer(BatchedEngine[Pair, ScoreOptions]):
             ``predict``.
         UsageError: the settings do not go with it, or it gives more than one score a pair.
     """
-
-    NOT_FINITE = "the model gave a score that is not finite"
 
     def __init__(self, spec: ModelSpec, device: str, settings: Settings) -> None:
         self._model = model = load_cross_encoder(spec, device, settings)
@@ -74,16 +73,6 @@ class CrossEncoderScorer(BatchedEngine[Pair, ScoreOptions]):
             return f"--max-tokens {options.max_tokens} leaves no room beside the {n_special} special tokens"
         return None
 
-    def dim(self, options: ScoreOptions) -> int:  # noqa: ARG002 - always a score
-        """Return 1."""
-        return 1
-
-    def score(
-        self, pairs: Sequence[Pair], options: ScoreOptions, on_batch: Callable[[int], None] = lambda _: None
-    ) -> Computed:
-        """Score pairs in their order."""
-        return self._compute(pairs, options, on_batch)
-
     def _prepare(self, rows: Sequence[Pair], options: ScoreOptions, limit: int) -> Prepared:  # noqa: ARG002
         prompt = self._model._resolve_prompt(None, None)  # noqa: SLF001 - the one that a model may have been saved with
         return self._features.prepare(rows, prompt, limit)
@@ -103,9 +92,6 @@ class CrossEncoderScorer(BatchedEngine[Pair, ScoreOptions]):
             scores: torch.Tensor = self._model(features)["scores"].float()
             activated: torch.Tensor = self._activation(scores)
         return activated.reshape(len(rows), 1)
-
-    def _size(self, row: Pair) -> int:
-        return len(row.query) + len(row.document)
 
     def _compare(self, spec: ModelSpec, expected: np.ndarray, tolerance: float) -> None:
         """Refuse a model whose scores depend on how batches are made."""
