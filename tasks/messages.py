@@ -33,7 +33,7 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Count = Annotated[int, Field(ge=0, le=MOST)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 OnError = Literal["keep", "fail"]
-EngineName = Literal["sentence_transformer", "reranker", "fake"]
+EngineName = Literal["sentence_transformer", "laser", "reranker", "fake"]
 
 
 class ModelSpec(Message):
@@ -41,7 +41,8 @@ class ModelSpec(Message):
 
     Attributes:
         engine: the kind of engine that loads it.
-        name: a Hugging Face id, an absolute path, ``pkg:MODULE/SUBPATH``, or the fake engine's options.
+        name: a Hugging Face id, an absolute path, ``pkg:MODULE/SUBPATH``, ``laser`` or ``laser:CHECKPOINT``, or the
+            fake engine's options.
         revision: branch, tag or commit on the hub.
     """
 
@@ -66,6 +67,8 @@ class ModelSpec(Message):
     def _parse(cls, model: str, engine: EngineName) -> ModelSpec:
         if model == "fake" or model.startswith("fake:"):
             return cls(engine="fake", name=model)
+        if model == "laser" or model.startswith("laser:"):
+            return cls._parse_laser(model, engine)
         if model.startswith("pkg:"):
             if not re.fullmatch(r"pkg:[A-Za-z_][\w.]*(/[\w-][\w.-]*)*", model):
                 raise UsageError(f"--model {model[:80]}: not of the form pkg:MODULE/SUBPATH.", model=model)
@@ -81,6 +84,21 @@ class ModelSpec(Message):
                 model=model,
             )
         return cls(engine=engine, name=match[1], revision=match[2])
+
+    @classmethod
+    def _parse_laser(cls, model: str, engine: EngineName) -> ModelSpec:
+        if engine == "reranker":
+            raise UsageError(f"--model {model[:80]}: LASER makes vectors; it cannot score pairs.", model=model)
+        checkpoint = model.removeprefix("laser").removeprefix(":")
+        if checkpoint.startswith(("/", "./", "../", "~")):
+            return cls(engine="laser", name=f"laser:{Path(checkpoint).expanduser().resolve()}")
+        if model != "laser" and not re.fullmatch(r"laser2|laser3-[a-z]{3}(_[A-Z][a-z]{3})?", checkpoint):
+            raise UsageError(
+                f"--model {model[:80]!r} is none of laser, laser:laser2, laser:laser3-CODE_SCRIPT (laser3-wol_Latn) "
+                "and laser:FOLDER.",
+                model=model,
+            )
+        return cls(engine="laser", name=model)
 
     def __str__(self) -> str:
         return f"{self.name}@{self.revision}" if self.revision else self.name

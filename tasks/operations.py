@@ -13,8 +13,9 @@ import pyarrow as pa
 from tasks import keys, tables
 from tasks.blocks import BlockCache
 from tasks.errors import DamagedObject
+from tasks.languages import PROBE_LANGUAGE, encode_by_language
 from tasks.options import EncodeOptions, Operation, ScoreOptions
-from tasks.ports import Computed, Encoder, Pair, Scorer
+from tasks.ports import Computed, Encoder, Pair, Passage, Scorer
 
 R = TypeVar("R")
 OnBatch = Callable[[int], None]
@@ -64,24 +65,25 @@ class Work(ABC, Generic[R]):
         """Return the chunk result."""
 
 
-class Encode(Work[str]):
+class Encode(Work[Passage]):
     """Texts become vectors."""
 
-    def read(self, job: str, inputs: pa.Table, blocks: BlockCache) -> Rows[str]:  # noqa: ARG002 - it has its texts
-        """Take the texts out of the input."""
-        return Rows(inputs["text"].to_pylist(), inputs.drop_columns("text"))
+    def read(self, job: str, inputs: pa.Table, blocks: BlockCache) -> Rows[Passage]:  # noqa: ARG002 - it has its texts
+        """Take the texts out of the input, and their languages where it has them."""
+        taken = [name for name in Passage._fields if name in inputs.column_names]
+        return Rows(list(map(Passage, *(inputs[name].to_pylist() for name in taken))), inputs.drop_columns(taken))
 
-    def row_of(self, text: str) -> str:
-        """Return the text."""
-        return text
+    def row_of(self, text: str) -> Passage:
+        """Make a row of a text, in a language that all models with languages have."""
+        return Passage(text, PROBE_LANGUAGE)
 
-    def size(self, rows: Sequence[str]) -> int:
+    def size(self, rows: Sequence[Passage]) -> int:
         """Count characters."""
-        return sum(map(len, rows))
+        return sum(len(row.text) for row in rows)
 
-    def run(self, engine: Encoder, rows: Sequence[str], options: EncodeOptions, on_batch: OnBatch) -> Computed:
+    def run(self, engine: Encoder, rows: Sequence[Passage], options: EncodeOptions, on_batch: OnBatch) -> Computed:
         """Encode texts. Rows whose numbers the stored type cannot hold are error rows, rather than infinities."""
-        computed = engine.encode(rows, options, on_batch)
+        computed = encode_by_language(engine, rows, options, on_batch)
         dtype = options.vector_dtype
         for i in np.flatnonzero(np.abs(computed.values).max(axis=1) > np.finfo(dtype).max):
             computed.errors[i] = f"a number of the vector does not fit into {dtype}; use --vector-dtype float32"

@@ -15,6 +15,9 @@ LINE_PATTERN = r"^[^\x00-\x1f\x7f]*$"
 INSTRUCTION, QUERY, DOCUMENT = "{instruction}", "{query}", "{document}"
 _PLACE = re.compile("|".join(map(re.escape, (INSTRUCTION, QUERY, DOCUMENT))))
 
+#: A language, as models name it: ``en``, ``eng_Latn``.
+LANGUAGE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$"
+
 Line = Annotated[str, Field(pattern=LINE_PATTERN, max_length=256)]
 Text = Annotated[str, Field(max_length=100_000)]
 #: A piece of a template. The published ones are shorter than 500 characters.
@@ -55,6 +58,8 @@ class EncodeOptions(Options):
         truncate_dim: keep only the first dimensions (Matryoshka models).
         prompt: text put before each record.
         prompt_name: name of a prompt that the model brings along.
+        language: of the texts, as the model names languages; with ``language_field``, of records that name none.
+        language_field: field of the records with their language, which travels beside each text.
         max_tokens: tokens of a record that are fed at most; the model's own limit if less.
         vector_dtype: type of the stored vector.
         reproducible: the same row gives the same bits, whatever chunk and batch it is in; slower.
@@ -65,6 +70,8 @@ class EncodeOptions(Options):
     truncate_dim: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     prompt: Text | None = None
     prompt_name: Line | None = None
+    language: Annotated[str, Field(pattern=LANGUAGE_PATTERN)] | None = None
+    language_field: Line | None = None
     max_tokens: TokenLimit | None = None
     vector_dtype: VectorDtype = "float32"
     reproducible: bool = False

@@ -14,6 +14,18 @@ if TYPE_CHECKING:
 O_contra = TypeVar("O_contra", contravariant=True)
 
 
+class Passage(NamedTuple):
+    """A row of an encoding job.
+
+    Attributes:
+        text: what is encoded.
+        language: that its record names; empty where it names none.
+    """
+
+    text: str
+    language: str = ""
+
+
 class Pair(NamedTuple):
     """A row of a scoring job."""
 
@@ -64,7 +76,10 @@ class Engine(Protocol[O_contra]):
         """The token budget of a batch at this moment."""
 
     def check(self, options: O_contra) -> str | None:
-        """Say in one sentence why this model cannot serve these options, or return None."""
+        """Say in one sentence why this model cannot serve these options, or return None.
+
+        With a ``language_field``, whether it takes languages at all; each language is asked about before its rows.
+        """
 
     def dim(self, options: O_contra) -> int:
         """Return the length of a vector under these options; 1 if the engine gives scores."""
@@ -80,7 +95,7 @@ class Encoder(Engine["EncodeOptions"], Protocol):
 
         Args:
             texts: n of them.
-            options: how.
+            options: how. All texts are of its ``language``; ``language_field`` is None.
             on_batch: called before each batch with its tokens, padding included: the time limits start from there.
 
         Raises:

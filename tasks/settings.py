@@ -132,6 +132,20 @@ class Settings(BaseSettings):
     backend: Literal["torch", "onnx", "openvino"] = Field(
         "torch", description="Worker: what runs the model; onnx and openvino are for CPUs."
     )
+    engine: Literal["laser_encoders"] | None = Field(
+        None, description="Worker: laser_encoders runs LASER by its official package. Default: penstock's own engines."
+    )
+    laser_url: str = Field(
+        "https://dl.fbaipublicfiles.com/nllb/laser", description="Worker: where LASER's files are downloaded from."
+    )
+    shard: Literal["auto", "tensor", "fsdp"] | None = Field(
+        None,
+        description="Worker: one slot over all its devices, for a model larger than one: auto lays whole layers on "
+        "each device, tensor and fsdp part every layer among processes. Default: a slot is on one device.",
+    )
+    quantize: Literal["int8", "int4"] | None = Field(
+        None, description="Worker: numbers that the weights of linear layers are kept in. Default: as computed with."
+    )
     compile: bool = Field(False, description="Worker: compile the model with torch.compile; for long jobs.")
     deduplicate: bool = Field(True, description="Worker: compute equal texts of a chunk once.")
     cache_url: str | None = Field(

@@ -6,6 +6,7 @@ Chunk input: one row per record of the corpus.
 row      int64    number of the record in the corpus, from 0
 id       string   the record's own id, or its row number
 text     string   what is encoded
+language string   of the text, empty if its record names none; only there with ``--language-field``
 kept     string   JSON array with the values of ``--keep-fields``; only there with that option
 ======== ======== ==========================================================================
 
@@ -85,7 +86,11 @@ _BLOCK = pa.schema({"id": pa.string(), "text": pa.string()})
 
 
 def input_table(
-    first_row: int, ids: Sequence[str], texts: Sequence[str], kept: Sequence[str] | None = None
+    first_row: int,
+    ids: Sequence[str],
+    texts: Sequence[str],
+    kept: Sequence[str] | None = None,
+    languages: Sequence[str] | None = None,
 ) -> pa.Table:
     """Build a chunk input from rows that follow each other in the corpus."""
     columns: dict[str, Any] = {
@@ -93,6 +98,8 @@ def input_table(
         "id": pa.array(ids, pa.string()),
         "text": pa.array(texts, pa.string()),
     }
+    if languages is not None:
+        columns["language"] = pa.array(languages, pa.string())
     if kept is not None:
         columns["kept"] = pa.array(kept, pa.string())
     return pa.table(columns)

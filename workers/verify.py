@@ -19,7 +19,7 @@ from tasks import tables
 from tasks.errors import PenstockError, Permanent, place_of
 from tasks.messages import JobSpec
 from tasks.operations import OPERATIONS
-from tasks.ports import Computed, Pair
+from tasks.ports import Computed, Pair, Passage
 from tasks.settings import Settings
 from workers.devices import find_devices
 
@@ -29,7 +29,7 @@ def main() -> int:
     folder = Path(sys.argv[1])
     spec = JobSpec.model_validate_json((folder / "spec.json").read_bytes())
     try:
-        values, errors, weights = _compute(spec, _rows(folder / "rows.arrow"))
+        values, errors, weights = _compute(spec, _rows(folder / "rows.arrow", spec))
     except PenstockError as exc:
         print(f"penstock verify: {exc}", file=sys.stderr)  # noqa: T201 - what a person sees
         return exc.exit_code
@@ -40,10 +40,10 @@ def main() -> int:
     return 0
 
 
-def _rows(file: Path) -> list[Any]:
+def _rows(file: Path, spec: JobSpec) -> list[Any]:
     table = tables.from_bytes(file.read_bytes(), file.name)
-    columns = [column.to_pylist() for column in table.columns]
-    return list(map(Pair, *columns)) if len(columns) > 1 else columns[0]
+    kind = Pair if spec.operation == "score" else Passage
+    return list(map(kind, *(column.to_pylist() for column in table.columns)))
 
 
 def _compute(spec: JobSpec, rows: list[Any]) -> tuple[np.ndarray, list[str | None], str]:

@@ -73,6 +73,13 @@ def encode(  # noqa: PLR0913 - one parameter an option
     normalize: Annotated[bool, typer.Option("--normalize/--no-normalize", help="Scale vectors to length 1.")] = False,
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Text before each record.")] = None,
     prompt_name: Annotated[str | None, typer.Option(metavar="NAME", help="One of the model's own prompts.")] = None,
+    language: Annotated[
+        str | None, typer.Option(metavar="L", help="Language of the texts, for models that want it: eng_Latn.")
+    ] = None,
+    language_field: Annotated[
+        str | None,
+        typer.Option(metavar="FIELD", help="Field with each record's language; --language where it is empty."),
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(metavar="N", help="Tokens of a record at most.")] = None,
     reproducible: shared.Reproducible = False,
     stdin_format: shared.StdinFormat = None,
@@ -95,6 +102,9 @@ def encode(  # noqa: PLR0913 - one parameter an option
     memory_ratio: shared.MemoryRatio = None,
     precision: shared.Precision = None,
     backend: shared.Backend = None,
+    engine: shared.Engine = None,
+    shard: shared.Shard = None,
+    quantize: shared.Quantize = None,
     compile_model: shared.Compile = None,
     deduplicate: shared.Deduplicate = None,
     cache: shared.Cache = None,
@@ -115,6 +125,8 @@ def encode(  # noqa: PLR0913 - one parameter an option
         normalize=normalize,
         prompt=prompt,
         prompt_name=prompt_name,
+        language=language,
+        language_field=language_field,
         max_tokens=max_tokens,
         reproducible=reproducible,
     )

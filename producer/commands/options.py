@@ -51,7 +51,8 @@ Model = Annotated[
     typer.Option(
         "--model",
         metavar="MODEL",
-        help="Hugging Face id (ORG/NAME or ORG/NAME@REVISION), folder, or pkg:MODULE/SUBPATH.",
+        help="Hugging Face id (ORG/NAME or ORG/NAME@REVISION), folder, pkg:MODULE/SUBPATH, or laser, laser:laser2, "
+        "laser:laser3-CODE, laser:FOLDER.",
         envvar="PENSTOCK_MODEL",
     ),
 ]
@@ -95,6 +96,23 @@ Precision = Annotated[
 Backend = Annotated[
     str | None,
     typer.Option("--backend", metavar="B", help="torch, onnx or openvino; the latter two are for CPUs."),
+]
+Engine = Annotated[
+    str | None,
+    typer.Option("--engine", metavar="E", help="laser_encoders: run LASER by its official package."),
+]
+Shard = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        metavar="HOW",
+        help="One slot over all the devices, for a model larger than one: auto (whole layers on each), tensor or fsdp "
+        "(every layer in parts).",
+    ),
+]
+Quantize = Annotated[
+    str | None,
+    typer.Option("--quantize", metavar="Q", help="int8 or int4: numbers that linear layers keep their weights in."),
 ]
 Compile = Annotated[
     bool | None,

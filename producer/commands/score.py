@@ -112,6 +112,8 @@ def score(  # noqa: PLR0913 - one parameter an option
     max_batch_tokens: shared.MaxBatchTokens = None,
     memory_ratio: shared.MemoryRatio = None,
     precision: shared.Precision = None,
+    shard: shared.Shard = None,
+    quantize: shared.Quantize = None,
     trust_remote_code: shared.TrustRemoteCode = None,
     as_json: shared.AsJson = False,
 ) -> None:

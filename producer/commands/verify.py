@@ -93,8 +93,7 @@ def _compute(spec: JobSpec, sample: Sample, settings: Settings) -> pa.Table:
     """Have the rows computed where torch is."""
     with tempfile.TemporaryDirectory(prefix="penstock-verify-") as name:
         folder = Path(name)
-        columns = list(zip(*sample.rows, strict=True)) if spec.operation == "score" else [sample.rows]
-        rows = pa.table([pa.array(column, pa.string()) for column in columns], names=list("ab")[: len(columns)])
+        rows = pa.table([pa.array(column, pa.string()) for column in zip(*sample.rows, strict=True)], names=["a", "b"])
         (folder / "rows.arrow").write_bytes(tables.to_bytes(rows))
         (folder / "spec.json").write_text(spec.model_dump_json(), encoding="utf-8")
         environment = {**os.environ, **settings.environment(), "PYTHONSAFEPATH": "1"}

@@ -232,7 +232,7 @@ def test_a_damaged_value_is_unknown(data):
 
 
 def test_a_name_depends_on_all_that_the_vector_depends_on():
-    """Weights, text, place and each option alone, but not on the type of the stored vector."""
+    """Weights, text, place and each option alone, but not on the type of the stored vector, nor on where a language comes from."""
     others = [
         EncodeOptions(),
         EncodeOptions(normalize=True),
@@ -240,11 +240,12 @@ def test_a_name_depends_on_all_that_the_vector_depends_on():
         EncodeOptions(prompt=""),
         EncodeOptions(prompt="query: "),
         EncodeOptions(prompt_name="query"),
+        EncodeOptions(language="wol_Latn"),
         EncodeOptions(max_tokens=5),
         EncodeOptions(reproducible=True),
     ]
     told = {name for options in others for name in options.model_fields_set}
-    assert told == {*EncodeOptions.model_fields} - {"operation", "vector_dtype"}
+    assert told == {*EncodeOptions.model_fields} - {"operation", "vector_dtype", "language_field"}
     names = [name_texts(["text", "", "Text"], "weights", options) for options in others]
     names += [name_texts(["text"], "weights", EncodeOptions(), "here"), name_texts(["text"], "heavy", EncodeOptions())]
     flat = [name for some in names for name in some]

@@ -16,7 +16,7 @@ from tasks.blocks import BlockCache
 from tasks.errors import DamagedObject
 from tasks.operations import FETCHERS, OPERATIONS
 from tasks.options import EncodeOptions, ScoreOptions
-from tasks.ports import Computed, Pair
+from tasks.ports import Computed, Pair, Passage
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_sizes_are_those_of_the_work():
     """Time limits count both texts of each pair; the job's bytes are those of its documents."""
     score = OPERATIONS["score"]
     assert score.size([Pair("ab", "cde"), Pair("ab", "")]) == 7
-    assert OPERATIONS["encode"].size(["ab", "cde"]) == 5
+    assert OPERATIONS["encode"].size([Passage("ab"), Passage("cde")]) == 5
     assert tables.input_size(chunk_of((0, 0, 0, 0), (0, 0, 0, 1))) == 18
     assert tables.input_size(tables.input_table(0, ["a", "b"], ["x", "é"])) == 3
     assert score.row_of("a") == Pair("a", "a")
@@ -176,6 +176,8 @@ def test_a_vector_that_does_not_fit_is_an_error():
             vectors = np.array([[1.0, 2.0], [1e6, 0.0]], np.float32)
             return Computed(vectors, np.ones(2, np.int32), np.zeros(2, bool), [None, None])
 
-    computed = OPERATIONS["encode"].run(Encoder(), ["a", "b"], EncodeOptions(vector_dtype="float16"), lambda _: None)
+    computed = OPERATIONS["encode"].run(
+        Encoder(), [Passage("a"), Passage("b")], EncodeOptions(vector_dtype="float16"), lambda _: None
+    )
     assert computed.errors[0] is None
     assert "--vector-dtype float32" in str(computed.errors[1])

@@ -29,10 +29,11 @@ def name_texts(texts: Sequence[str], weights: str, options: EncodeOptions, place
     Args:
         texts: n of them.
         weights: fingerprint of the model.
-        options: all count but the type of the stored vectors, which are kept as float32.
+        options: all count but the type of the stored vectors, which are kept as float32, and the field with languages,
+            as all texts are of one.
         place: device and libraries, where the bits depend on them.
     """
-    how = options.model_dump_json(exclude={"vector_dtype"}, exclude_defaults=True)
+    how = options.model_dump_json(exclude={"vector_dtype", "language_field"}, exclude_defaults=True)
     head = hashlib.sha256(_FORMAT)
     for part in (weights, how, place):
         head.update(hashlib.sha256(part.encode()).digest())
