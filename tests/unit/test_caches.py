@@ -232,7 +232,7 @@ def test_a_damaged_value_is_unknown(data):
 
 
 def test_a_name_depends_on_all_that_the_vector_depends_on():
-    """Weights, text, place and each option alone, but not on the type of the stored vector, nor on where a language comes from."""
+    """Weights, text, place and each option alone, but not the stored type, nor where a language comes from."""
     others = [
         EncodeOptions(),
         EncodeOptions(normalize=True),
