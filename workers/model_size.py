@@ -30,18 +30,18 @@ def count_parameters(spec: ModelSpec) -> int | None:
         return 0
     place = Path(weights.locate(spec))
     if not place.is_dir():
-        return _in_folder(snapshot) if (snapshot := _hub_snapshot(spec)) else None
+        return _in_folder(snapshot) if (snapshot := hub_snapshot(spec)) else None
     if not any(place.iterdir()):
         raise ModelNotFound(f"--model {spec}: the folder is empty.", model=str(spec))
     return _in_folder(place)
 
 
 def _in_folder(place: Path) -> int | None:
-    return sum(map(_in_file, _weight_files(place))) or None
+    return sum(map(_in_file, weight_files(place))) or None
 
 
-def _weight_files(place: Path) -> Iterator[Path]:
-    """Yield what would be loaded: a module's weights often lie there in several formats."""
+def weight_files(place: Path) -> Iterator[Path]:
+    """Yield the files that would be loaded: a module's weights often lie there in several formats."""
     for folder in (place, *(path for path in sorted(place.rglob("*")) if path.is_dir())):
         yield from sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
 
@@ -50,19 +50,19 @@ def _in_file(path: Path) -> int:
     if path.suffix != ".safetensors":
         return path.stat().st_size // FLOAT32_BYTES
     try:
-        return sum(math.prod(tensor["shape"]) for name, tensor in _header(path).items() if name != "__metadata__")
+        return sum(math.prod(tensor["shape"]) for name, tensor in read_header(path).items() if name != "__metadata__")
     except (OSError, ValueError, TypeError, LookupError, AttributeError, struct.error):
         return path.stat().st_size // FLOAT32_BYTES  # whether it can be loaded is for the engine to say
 
 
-def _header(path: Path) -> Any:
+def read_header(path: Path) -> Any:
     """Return the header of a safetensors file: tensor -> dtype and shape."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         return json.loads(file.read(min(length, LARGEST_HEADER_BYTES)))
 
 
-def _hub_snapshot(spec: ModelSpec) -> Path | None:
+def hub_snapshot(spec: ModelSpec) -> Path | None:
     """Return where the hub's cache holds a model, if it does. The places are huggingface_hub's."""
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
     cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
