@@ -39,12 +39,12 @@ class Runner(Generic[R]):
 
     Attributes:
         run: computes some rows; whatever it raises is the fault of one of them, or of the engine.
-        probe: makes a row of a text.
+        probe: makes a row of a text that is like another row.
         dim: length of a value, for error rows.
     """
 
     run: Callable[[Sequence[R]], Computed]
-    probe: Callable[[str], R]
+    probe: Callable[[str, R], R]
     dim: int
 
 
@@ -64,7 +64,7 @@ def run_bisecting(runner: Runner[R], rows: Sequence[R]) -> Computed:
             log.warning("Rows failed, running them in halves", extra={"action": "split", "rows": len(rows)})
             middle = len(rows) // 2
             return join([run_bisecting(runner, half) for half in (rows[:middle], rows[middle:])])
-        _check_alive(runner, exc)
+        _check_alive(runner, rows[0], exc)
         return error_rows([f"the engine failed on this row: {place_of(exc)}"], runner.dim)
 
 
@@ -113,9 +113,9 @@ def join(parts: Sequence[Computed]) -> Computed:
     )
 
 
-def _check_alive(runner: Runner[R], fault: Exception) -> None:
+def _check_alive(runner: Runner[R], row: R, fault: Exception) -> None:
     """Tell a bad row from a broken device, which fails on everything."""
     try:
-        runner.run([runner.probe(f"{PROBE} {time.time_ns()}")])
+        runner.run([runner.probe(f"{PROBE} {time.time_ns()}", row)])
     except Exception as exc:
         raise EngineBroken(f"The engine fails on everything, first with {place_of(fault)}.") from exc

@@ -11,9 +11,6 @@ from tasks.isolation import error_rows, join
 from tasks.options import EncodeOptions
 from tasks.ports import Computed, Encoder, Passage
 
-#: A language that every model with languages has.
-PROBE_LANGUAGE = "eng_Latn"
-
 
 def encode_by_language(
     engine: Encoder, rows: Sequence[Passage], options: EncodeOptions, on_batch: Callable[[int], None]

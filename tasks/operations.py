@@ -13,7 +13,7 @@ import pyarrow as pa
 from tasks import keys, tables
 from tasks.blocks import BlockCache
 from tasks.errors import DamagedObject
-from tasks.languages import PROBE_LANGUAGE, encode_by_language
+from tasks.languages import encode_by_language
 from tasks.options import EncodeOptions, Operation, ScoreOptions
 from tasks.ports import Computed, Encoder, Pair, Passage, Scorer
 
@@ -49,8 +49,13 @@ class Work(ABC, Generic[R]):
         """
 
     @abstractmethod
-    def row_of(self, text: str) -> R:
-        """Make a row of a text, to try an engine with."""
+    def row_of(self, text: str, like: R | None = None) -> R:
+        """Make a row of a text, to try an engine with.
+
+        Args:
+            text: what is in it.
+            like: a row of a job that the engine takes; without it, the row is for options that say all.
+        """
 
     @abstractmethod
     def size(self, rows: Sequence[R]) -> int:
@@ -73,9 +78,9 @@ class Encode(Work[Passage]):
         taken = [name for name in Passage._fields if name in inputs.column_names]
         return Rows(list(map(Passage, *(inputs[name].to_pylist() for name in taken))), inputs.drop_columns(taken))
 
-    def row_of(self, text: str) -> Passage:
-        """Make a row of a text, in a language that all models with languages have."""
-        return Passage(text, PROBE_LANGUAGE)
+    def row_of(self, text: str, like: Passage | None = None) -> Passage:
+        """Make a row of a text, in the language of another row: the model has that one."""
+        return Passage(text, like.language if like else "")
 
     def size(self, rows: Sequence[Passage]) -> int:
         """Count characters."""
@@ -105,7 +110,7 @@ class Score(Work[Pair]):
         heads = pa.table({"row": inputs["row"], "query_id": query_ids, "doc_id": doc_ids})
         return Rows(list(map(Pair, queries, documents)), heads)
 
-    def row_of(self, text: str) -> Pair:
+    def row_of(self, text: str, like: Pair | None = None) -> Pair:  # noqa: ARG002 - all pairs are alike
         """Make a pair of a text and itself."""
         return Pair(text, text)
 

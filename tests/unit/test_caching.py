@@ -127,9 +127,9 @@ def test_rows_beside_one_that_raises_are_kept(cache):
     counting = CountingEncoder()
     encoder = CachingEncoder(counting, cache)
     texts = ["a", "b", "!raise", "c"]
-    run_bisecting(Runner(lambda rows: encoder.encode(rows, OPTIONS), str, 4), texts)
+    run_bisecting(Runner(lambda rows: encoder.encode(rows, OPTIONS), lambda text, _: text, 4), texts)
     counting.seen.clear()
-    encoded = run_bisecting(Runner(lambda rows: encoder.encode(rows, OPTIONS), str, 4), texts)
+    encoded = run_bisecting(Runner(lambda rows: encoder.encode(rows, OPTIONS), lambda text, _: text, 4), texts)
     assert [text for text in counting.seen if not text.startswith(PROBE)] == []
     assert [error is None for error in encoded.errors] == [True, True, False, True]
 
@@ -165,7 +165,7 @@ def test_a_broken_engine_is_not_hidden_by_what_the_cache_knows(cache):
     works.encode([PROBE], OPTIONS)
     for _ in range(2):
         with pytest.raises(EngineBroken):
-            run_bisecting(Runner(lambda texts: broken.encode(texts, OPTIONS), str, 4), ["a new text"])
+            run_bisecting(Runner(lambda texts: broken.encode(texts, OPTIONS), lambda text, _: text, 4), ["a new text"])
 
 
 def test_damaged_values_are_computed_and_written_over(cache):
