@@ -55,6 +55,7 @@ class Chunk:
         ids: (n_rows,) the records' own ids, or their row numbers.
         texts: (n_rows,)
         kept: (n_rows,) a JSON array of the kept values per row, None without kept fields.
+        languages: (n_rows,) empty for records that name none; None if no field holds languages.
         n_bytes: UTF-8 bytes of the texts.
         n_unnamed: rows whose record had no id.
     """
@@ -64,6 +65,7 @@ class Chunk:
     ids: list[str] = field(repr=False)
     texts: list[str] = field(repr=False)
     kept: list[str] | None = field(repr=False)
+    languages: list[str] | None = field(repr=False)
     n_bytes: int
     n_unnamed: int
 
@@ -78,7 +80,7 @@ class Chunk:
 
     def table(self) -> pa.Table:
         """Return its input."""
-        return tables.input_table(self.first_row, self.ids, self.texts, self.kept)
+        return tables.input_table(self.first_row, self.ids, self.texts, self.kept, self.languages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,9 @@ class PairChunk:
         return tables.pair_table(self.first_row, self.pairs)
 
 
-def cut_chunks(rows: Iterable[Row], *, chunk_rows: int, chunk_bytes: int, keeps: bool) -> Iterator[Chunk]:
+def cut_chunks(
+    rows: Iterable[Row], *, chunk_rows: int, chunk_bytes: int, keeps: bool, has_languages: bool = False
+) -> Iterator[Chunk]:
     """Cut rows into chunks; the last ones are smaller and smaller, so that all slots end at about the same time.
 
     At most four chunks are in memory.
@@ -121,10 +125,21 @@ def cut_chunks(rows: Iterable[Row], *, chunk_rows: int, chunk_bytes: int, keeps:
         chunk_rows: at most so many rows in a chunk, from 1.
         chunk_bytes: at most so many UTF-8 bytes of text in a chunk; a longer row is a chunk of its own.
         keeps: whether the rows carry kept values.
+        has_languages: whether they carry languages.
     """
     first_row = 0
     for number, held in enumerate(_cut_and_taper(_sized(rows), chunk_rows, chunk_bytes)):
-        yield _chunk_of([row for row, _ in held], number, first_row, sum(size for _, size in held), keeps=keeps)
+        chunk = [row for row, _ in held]
+        yield Chunk(
+            number=number,
+            first_row=first_row,
+            ids=[str(i) if row.id is None else row.id for i, row in enumerate(chunk, first_row)],
+            texts=[row.text for row in chunk],
+            kept=[_to_json(row.kept or ()) for row in chunk] if keeps else None,
+            languages=[row.language for row in chunk] if has_languages else None,
+            n_bytes=sum(size for _, size in held),
+            n_unnamed=sum(row.id is None for row in chunk),
+        )
         first_row += len(held)
 
 
@@ -178,18 +193,6 @@ def _taper(runs: Iterable[list[_Sized[T]]], most_rows: int) -> Iterator[list[_Si
     rest = [row for run in waiting for row in run]
     total = sum(size for _, size in rest)
     yield from _cut(rest, most_rows, lambda passed: max(LEAST_BYTES, int((total - passed) * TAPER)))
-
-
-def _chunk_of(rows: Sequence[Row], number: int, first_row: int, n_bytes: int, *, keeps: bool) -> Chunk:
-    return Chunk(
-        number=number,
-        first_row=first_row,
-        ids=[str(i) if row.id is None else row.id for i, row in enumerate(rows, first_row)],
-        texts=[row.text for row in rows],
-        kept=[_to_json(row.kept or ()) for row in rows] if keeps else None,
-        n_bytes=n_bytes,
-        n_unnamed=sum(row.id is None for row in rows),
-    )
 
 
 class KeptTypes:

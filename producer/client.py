@@ -65,6 +65,7 @@ class Client(Connection):
         text_field: str = "text",
         id_field: str | None = None,
         keep_fields: Sequence[str] = (),
+        language_field: str | None = None,
         on_error: OnError = "keep",
         name: str = "",
         new: bool = False,
@@ -82,27 +83,35 @@ class Client(Connection):
             text_field: the field with the text.
             id_field: the field with the id; by default ``id``.
             keep_fields: fields that are carried to the results.
+            language_field: the field with the language of each text, for models that want it; ``language`` is for
+                records that name none.
             on_error: ``keep`` error rows or ``fail`` the job.
             name: what the job is called.
             new: make a new job in any case.
-            options: fields of ``EncodeOptions``: normalize, truncate_dim, prompt, prompt_name, max_tokens,
-                vector_dtype.
+            options: fields of ``EncodeOptions``: normalize, truncate_dim, prompt, prompt_name, language, max_tokens,
+                vector_dtype, reproducible.
 
         Raises:
             BadInput: a record cannot be read.
             UsageError: an option is wrong, or the input is not what an unfinished submission began with.
         """
-        opened = read_corpus(corpus, text_field=text_field, id_field=id_field, keep_fields=tuple(keep_fields))
+        opened = read_corpus(
+            corpus,
+            text_field=text_field,
+            id_field=id_field,
+            keep_fields=tuple(keep_fields),
+            language_field=language_field,
+        )
         spec = self.spec(
             model,
-            EncodeOptions.of(**options),
+            EncodeOptions.of(**options, language_field=language_field),
             new=new,
             key=opened.key,
             on_error=on_error,
             name=name,
             keep_fields=tuple(keep_fields),
         )
-        return self.submit(spec, opened)
+        return self._warn(self.submit(spec, opened), opened)
 
     def score(  # noqa: PLR0913 - one keyword an option
         self,
@@ -170,12 +179,13 @@ class Client(Connection):
             max_tokens=max_tokens,
             reproducible=reproducible,
         )
-        job = self.submit(
-            self.spec(model, how, new=new, key=opened.key, on_error=on_error, name=name),
-            opened,
-        )
+        spec = self.spec(model, how, new=new, key=opened.key, on_error=on_error, name=name)
+        return self._warn(self.submit(spec, opened), opened)
+
+    def _warn(self, job: Job, opened: Opened) -> Job:
+        """Log what people should know of an input that was sent."""
         for warning in opened.warnings:
-            log.warning("%s", warning, extra={"action": "score", "job": job.id})
+            log.warning("%s", warning, extra={"action": job.spec.operation, "job": job.id})
         return job
 
     def rerank(

@@ -13,7 +13,7 @@ from typing import Any, TypedDict, Unpack
 
 from producer.chunking import Chunk, KeptTypes, PairChunk, cut_chunks
 from producer.readers import read_items, read_rows
-from producer.rows import Row
+from producer.rows import Row, quote
 from producer.sources import expand
 from producer.text_blocks import TextBlock
 from tasks.errors import UsageError
@@ -31,11 +31,12 @@ AHEAD_CHARS = 1_000_000
 
 
 class FieldNames(TypedDict):
-    """Which fields of a record are its text and its id, and which are carried to the results."""
+    """Which fields of a record are its text, its id and its language, and which are carried to the results."""
 
     text_field: str
     id_field: str | None
     keep_fields: tuple[str, ...]
+    language_field: str | None
 
 
 class Opened(ABC):
@@ -72,11 +73,20 @@ class OpenedRows(Opened):
         rows: its rows, in order.
     """
 
-    def __init__(self, rows: Iterable[Row], kept: Sequence[str], key: str, *, is_repeatable: bool) -> None:
+    def __init__(
+        self,
+        rows: Iterable[Row],
+        key: str,
+        *,
+        is_repeatable: bool,
+        keep_fields: Sequence[str] = (),
+        language_field: str | None = None,
+    ) -> None:
         super().__init__(key, is_repeatable=is_repeatable)
-        self.rows = rows
-        self._kept = KeptTypes(kept)
-        self._keeps = bool(kept)
+        self.rows = rows if language_field is None else self._watch_languages(rows, language_field)
+        self._kept = KeptTypes(keep_fields)
+        self._keeps = bool(keep_fields)
+        self._has_languages = language_field is not None
 
     def parts(self, settings: Settings) -> Iterator[Chunk]:
         """Cut the rows into chunks."""
@@ -85,7 +95,18 @@ class OpenedRows(Opened):
             chunk_rows=settings.chunk_rows,
             chunk_bytes=settings.chunk_bytes,
             keeps=self._keeps,
+            has_languages=self._has_languages,
         )
+
+    def _watch_languages(self, rows: Iterable[Row], field: str) -> Iterator[Row]:
+        """Pass rows through, and warn at their end if none of them names a language: the field may be misspelled."""
+        names_any = False
+        for row in rows:
+            names_any = names_any or bool(row.language)
+            yield row
+        if not names_any:
+            remedy = "name the field that does, or say the language of all"
+            self.warnings.append(f"No record has a language in field {quote(field)}; {remedy}.")
 
     def kept_types(self) -> dict[str, str]:
         """Return what the rows have shown."""
@@ -121,19 +142,18 @@ def job_key(
     )
 
 
-def read_corpus(corpus: Corpus, *, text_field: str, id_field: str | None, keep_fields: tuple[str, ...]) -> OpenedRows:
+def read_corpus(corpus: Corpus, **fields: Unpack[FieldNames]) -> OpenedRows:
     """Open whatever `Client.encode` takes.
 
     Raises:
         BadInput: a file is not there or cannot be read.
         UsageError: a list of strings names files.
     """
-    fields: FieldNames = {"text_field": text_field, "id_field": id_field, "keep_fields": keep_fields}
     names = files_in(corpus)
     if names is not None:
         return read_files(names, **fields)
     rows = read_items(corpus, **fields)  # type: ignore[arg-type]
-    return OpenedRows(rows, keep_fields, secrets.token_hex(16), is_repeatable=False)
+    return _open(rows, secrets.token_hex(16), is_repeatable=False, fields=fields)
 
 
 def files_in(given: Any) -> list[str] | None:
@@ -162,7 +182,17 @@ def read_files(inputs: Sequence[str], *, stdin_format: str | None = None, **fiel
     is_repeatable = None not in identities
     key = submission_key(identities, **fields) if is_repeatable else secrets.token_hex(16)
     rows = read_ahead(read_rows(sources, **fields))
-    return OpenedRows(rows, fields["keep_fields"], key, is_repeatable=is_repeatable)
+    return _open(rows, key, is_repeatable=is_repeatable, fields=fields)
+
+
+def _open(rows: Iterable[Row], key: str, *, is_repeatable: bool, fields: FieldNames) -> OpenedRows:
+    return OpenedRows(
+        rows,
+        key,
+        is_repeatable=is_repeatable,
+        keep_fields=fields["keep_fields"],
+        language_field=fields["language_field"],
+    )
 
 
 def _is_file(text: str) -> bool:

@@ -25,6 +25,7 @@ def read_rows(
     text_field: str = "text",
     id_field: str | None = None,
     keep_fields: Sequence[str] = (),
+    language_field: str | None = None,
 ) -> Iterator[Row]:
     """Stream the rows of sources, one source after the other.
 
@@ -33,16 +34,20 @@ def read_rows(
         text_field: the field with the text, a string in every record. Lines of txt have no fields.
         id_field: the field with the id; a row without it has None. Without this argument: ``id``.
         keep_fields: fields whose values travel along, null where a record lacks them.
+        language_field: the field with the language of the text, which a record may lack.
 
     Raises:
-        BadInput: at once for kept fields of txt; in the stream for what cannot be read, with file and line or
-            (numbered from 0) parquet row, and for a source without records.
+        BadInput: at once for kept fields or languages of txt; in the stream for what cannot be read, with file and
+            line or (numbered from 0) parquet row, and for a source without records.
         StoreUnavailable: a server stopped answering.
     """
-    fields = Fields(text_field, id_field or "id", tuple(keep_fields))
+    fields = Fields(text_field, id_field or "id", tuple(keep_fields), language=language_field)
     for source in sources:
-        if fields.kept and source.format == "txt":
+        if source.format == "txt" and fields.kept:
             raise source.flaw("lines of text have no fields; leave out --keep-fields, or use jsonl, csv or parquet")
+        if source.format == "txt" and fields.language is not None:
+            remedy = "say the language of all with --language, or use jsonl, csv or parquet"
+            raise source.flaw(f"lines of text have no fields; leave out --language-field and {remedy}")
     return (row for source in sources for row in read_source(source, fields))
 
 
@@ -52,6 +57,7 @@ def read_items(
     text_field: str = "text",
     id_field: str | None = None,
     keep_fields: Sequence[str] = (),
+    language_field: str | None = None,
 ) -> Iterator[Row]:
     """Stream the rows of a Python iterable of texts, mappings or (id, text) pairs.
 
@@ -60,6 +66,7 @@ def read_items(
         text_field: as in ``read_rows``, for mappings.
         id_field: as in ``read_rows``, for mappings.
         keep_fields: as in ``read_rows``; every item must be a mapping then.
+        language_field: likewise.
 
     Raises:
         BadInput: at once for one string instead of several; in the stream for an item that is no record
@@ -67,7 +74,8 @@ def read_items(
     """
     if isinstance(items, str | bytes):
         raise BadInput("one string is not a corpus; pass a list of strings")
-    return _rows_of_items(items, Fields(text_field, id_field or "id", tuple(keep_fields), "text_field"))
+    fields = Fields(text_field, id_field or "id", tuple(keep_fields), "text_field", language=language_field)
+    return _rows_of_items(items, fields)
 
 
 def read_source(source: Source, fields: Fields) -> Iterator[Row]:
@@ -111,6 +119,8 @@ def _row_of_item(item: Item, fields: Fields) -> Row:
         return fields.row_of(item)
     if fields.kept:
         raise Flaw(f"{kind_of(item)} has no fields to keep; pass dicts, or leave out keep_fields")
+    if fields.language is not None:
+        raise Flaw(f"{kind_of(item)} has no field with a language; pass dicts, or language instead of language_field")
     match item:
         case str():
             return Row(None, encodable(item, "text"), None)

@@ -11,14 +11,19 @@ import itertools
 import json
 import math
 import numbers
+import re
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from tasks.options import LANGUAGE_PATTERN
+
 #: Names of fields in a message: so many, and so many characters of each.
 _MAX_NAMES = 20
 _MAX_NAME_CHARS = 40
+
+_is_language = re.compile(LANGUAGE_PATTERN).fullmatch
 
 #: The kinds of value in words, as JSON has them.
 _KINDS = {
@@ -43,11 +48,13 @@ class Row(NamedTuple):
         id: the record's own id, None where it has none.
         text: what is encoded; never a lone surrogate.
         kept: the values of the kept fields as JSON has them, None without kept fields.
+        language: the name of the text's language; empty where the record names none.
     """
 
     id: str | None
     text: str
     kept: tuple[Any, ...] | None
+    language: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +66,20 @@ class Fields:
         id: the field with the id; a record may lack it.
         kept: the fields that travel along, null where a record lacks them.
         option: what a person sets to name the text field.
+        language: the field with the language, None if no record says it; a record may lack it.
     """
 
     text: str = "text"
     id: str = "id"
     kept: tuple[str, ...] = ()
     option: str = "--text-field"
+    language: str | None = None
 
     @property
     def used(self) -> list[str]:
         """All of them, each once."""
-        return list(dict.fromkeys([self.text, self.id, *self.kept]))
+        languages = [] if self.language is None else [self.language]
+        return list(dict.fromkeys([self.text, self.id, *languages, *self.kept]))
 
     def row_of(self, record: Mapping[str, Any]) -> Row:
         """Pick the row out of a record.
@@ -81,7 +91,8 @@ class Fields:
         if not isinstance(text, str):
             raise Flaw(self._text_flaw(record))
         kept = tuple([self._value(record, name) for name in self.kept]) if self.kept else None
-        return Row(id_of(self._value(record, self.id), self.id), encodable(text, self.text), kept)
+        language = "" if self.language is None else language_of(self._value(record, self.language), self.language)
+        return Row(id_of(self._value(record, self.id), self.id), encodable(text, self.text), kept, language)
 
     def missing(self, holder: str, names: Iterable[str], what: str = "no field") -> Flaw:
         """Say that the text is not there, and what is."""
@@ -147,6 +158,22 @@ def id_of(value: Any, name: str) -> str | None:
     if isinstance(value, list | dict):
         raise Flaw(f"field {quote(name)} is {kind_of(value)}; an id is a string or a number")
     return str(value) if type(value) is int else json.dumps(value)
+
+
+def language_of(value: Any, name: str) -> str:
+    """Return the name of a language, an empty one for null.
+
+    Raises:
+        Flaw: it is no string, or not how models name languages. The line shows nothing of it, as it may be a text.
+    """
+    if value is None or value == "":
+        return ""
+    if not isinstance(value, str):
+        raise Flaw(f"field {quote(name)} is {kind_of(value)}; a language is a string such as eng_Latn")
+    if not _is_language(value):
+        rule = "letters, digits, - and _, at most 32, such as eng_Latn"
+        raise Flaw(f"field {quote(name)} does not hold the name of a language: {rule}")
+    return value
 
 
 def encodable(text: str, name: str) -> str:

@@ -181,7 +181,7 @@ def _default_model() -> str:
 
 def _copy(corpus: str, text_field: str, max_rows: int, target: Path) -> None:
     """Write the first rows of a corpus as the JSON Lines that all contenders read."""
-    rows = read_files([corpus], text_field=text_field, id_field=None, keep_fields=()).rows
+    rows = read_files([corpus], text_field=text_field, id_field=None, keep_fields=(), language_field=None).rows
     with target.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps({"text": row.text}) + "\n" for row in itertools.islice(rows, max_rows))
 

@@ -134,9 +134,18 @@ def encode(  # noqa: PLR0913 - one parameter an option
     check_kept(keep)
     if out is not None:
         check_out(out, overwrite=overwrite)
-    corpus = read_files(inputs, stdin_format=stdin_format, text_field=text_field, id_field=id_field, keep_fields=keep)
+    corpus = read_files(
+        inputs,
+        stdin_format=stdin_format,
+        text_field=text_field,
+        id_field=id_field,
+        keep_fields=keep,
+        language_field=language_field,
+    )
     if dry_run:
         print_estimate(estimate(corpus.rows, settings, how), as_json=as_json)
+        for warning in corpus.warnings:
+            shared.err.print(f"penstock: {warning}", markup=False)
         return
     run_order(
         Order(

@@ -208,6 +208,72 @@ class TestTxt:
         )
 
 
+class TestLanguages:
+    """The field with the language of each text."""
+
+    RECORDS = (
+        {"text": "one", "lang": "eng_Latn"},
+        {"text": "deux", "lang": "fr"},
+        {"text": "tatu", "lang": None},
+        {"text": "quatre", "lang": ""},
+    )
+
+    @pytest.mark.parametrize(("format_", "pack"), [found for found in FILES if found[0] != "txt"])
+    def test_every_format_has_them(self, format_, pack):
+        """Null, an empty cell and a field that is not there are no language."""
+        records = [*self.RECORDS, {"text": "five", "lang": None}]
+        rows = read(f"a.{format_}{pack}", PACKS[pack](WRITERS[format_](records)), language_field="lang")
+        assert [row.language for row in rows] == ["eng_Latn", "fr", "", "", ""]
+        assert [row.text for row in rows] == [record["text"] for record in records]
+
+    def test_items_have_them(self):
+        """Not a number is what data frames have for nothing."""
+        items = [*self.RECORDS, {"text": "five"}, {"text": "six", "lang": float("nan")}]
+        assert [row.language for row in read_items(items, language_field="lang")] == ["eng_Latn", "fr", "", "", "", ""]
+
+    def test_without_the_argument_no_field_is_one(self):
+        """A field of that name may be anything."""
+        assert read("a.jsonl", b'{"text": "x", "language": 7, "lang": "no language!"}') == [Row(None, "x", None)]
+
+    def test_a_field_may_be_kept_too(self):
+        """It is read once."""
+        data = parquet_of({"text": ["x"], "lang": ["fr"]})
+        assert read("a.parquet", data, language_field="lang", keep_fields=["lang"]) == [Row(None, "x", ("fr",), "fr")]
+
+    @pytest.mark.parametrize(
+        ("value", "flaw"),
+        [
+            ("7", "is a number; a language is a string such as eng_Latn"),
+            ('["fr"]', "is a list; a language is a string such as eng_Latn"),
+            *(
+                (json.dumps(value), "does not hold the name of a language: letters, digits, - and _, at most 32")
+                for value in ("a sentence", " fr", "fr\n", "-fr", "x" * 33, "fran\u00e7ais")
+            ),
+        ],
+    )
+    def test_what_is_no_language_is_named_by_its_line_and_not_shown(self, value, flaw):
+        """The wrong field may hold texts."""
+        data = b'{"text": "x", "lang": "fr"}\n{"text": "x", "lang": ' + value.encode() + b"}"
+        message = message_of("a.jsonl", data, language_field="lang")
+        assert message.startswith(f'a.jsonl, line 2: field "lang" {flaw}')
+        assert "sentence" not in message
+
+    def test_lines_of_text_have_none(self):
+        """That is said before anything is read."""
+        with pytest.raises(BadInput) as caught:
+            read_rows([source_of("a.jsonl", b""), source_of("b.txt", b"")], language_field="lang")
+        assert str(caught.value) == (
+            "b.txt: lines of text have no fields; leave out --language-field and say the language of all with "
+            "--language, or use jsonl, csv or parquet"
+        )
+
+    @pytest.mark.parametrize("item", ["a text", ("id", "a text")])
+    def test_items_without_fields_have_none(self, item):
+        """Neither a string nor a pair."""
+        with pytest.raises(BadInput, match="has no field with a language; pass dicts"):
+            list(read_items([item], language_field="lang"))
+
+
 class TestEndlessRecords:
     """What has no end is refused before it fills the memory."""
 
