@@ -3,10 +3,15 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP_OPTIONS := --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/python -m pip install $(PIP_OPTIONS)
+# LASER's official package, beside a stand-in for fairseq that nothing else should meet.
+LASER_VENV := .venv-laser
+LASER_BIN := $(LASER_VENV)/bin
+STAND_IN := $(wildcard ops/laser/fairseq/*.toml ops/laser/fairseq/fairseq/*.py ops/laser/fairseq/fairseq/*/*.py)
 
 .DEFAULT_GOAL := check
-.PHONY: check demo test test-gpu faults unit lint types contracts format fuzz audit bench-memory bench-chunks bench-start bench-ceiling bench-encode bench-score clean
+.PHONY: check demo test test-gpu test-laser laser faults unit lint types contracts format fuzz audit bench-memory bench-chunks bench-start bench-ceiling bench-encode bench-score bench-laser clean
 
 check: lint unit
 
@@ -26,6 +31,11 @@ faults: $(VENV)/dev.stamp  ## every fault often, or for long (an hour); prints t
 
 test-gpu: $(VENV)/dev.stamp  ## what needs a CUDA device; torch must be a build for it
 	$(BIN)/python -m pytest tests/gpu
+
+laser: $(LASER_VENV)/laser.stamp  ## penstock with LASER's official package, in a virtual environment of its own
+
+test-laser: $(LASER_VENV)/laser.stamp  ## LASER as penstock reads it against the official package
+	$(LASER_BIN)/python -m pytest tests/laser
 
 unit: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest tests/unit
@@ -65,8 +75,11 @@ bench-encode: $(VENV)/dev.stamp  ## DATA=FOLDER: penstock against sentence-trans
 bench-score: $(VENV)/dev.stamp  ## DATA=FOLDER: penstock against one pair at a time and CrossEncoder, on CISI
 	$(BIN)/python tests/benchmarks/score.py $(DATA)
 
+bench-laser: $(LASER_VENV)/laser.stamp  ## DATA=FOLDER: penstock against the official package; the table of docs/laser.md
+	$(LASER_BIN)/python tests/benchmarks/laser.py $(DATA)
+
 clean:
-	rm -rf $(VENV) out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(LASER_VENV) out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -79,4 +92,13 @@ $(VENV)/demo.stamp: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/dev.stamp: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) --editable '.[worker,embedded,demo,flower,report,dev]'
+	@touch $@
+
+$(LASER_BIN)/python: | $(BIN)/python
+	$(BIN)/python -m venv $(LASER_VENV)
+
+$(LASER_VENV)/laser.stamp: $(LASER_BIN)/python pyproject.toml constraints.txt $(STAND_IN)
+	$(LASER_BIN)/python -m pip install $(PIP_OPTIONS) --editable '.[worker,embedded]' pytest pytest-timeout hypothesis \
+		requests 'laser_encoders==0.0.2' ./ops/laser/fairseq
+	$(LASER_BIN)/python -m pip check
 	@touch $@

@@ -1,0 +1,5 @@
+"""Modules that models are made of."""
+
+from torch.nn import LayerNorm
+
+__all__ = ["LayerNorm"]
