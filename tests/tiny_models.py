@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import sentencepiece
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
@@ -16,12 +18,16 @@ from transformers import (
     BertForSequenceClassification,
     BertModel,
     BertTokenizerFast,
+    M2M100Config,
+    M2M100Tokenizer,
     ModernBertConfig,
     ModernBertForSequenceClassification,
+    NllbTokenizer,
     PreTrainedTokenizerFast,
     XLMRobertaConfig,
     XLMRobertaForSequenceClassification,
 )
+from transformers.models.m2m_100.modeling_m2m_100 import M2M100Encoder
 
 WORDS = ("word", "one", "two", "three", "four", "corpus", "sentence", "number", "river", "mill", "rain", "road")
 
@@ -55,6 +61,62 @@ def tiny_bert(folder: Path, *, hidden: int = 32, layers: int = 2, limit: int = 1
     model = SentenceTransformer(modules=[Transformer(str(base), max_seq_length=limit), Pooling(hidden)], device="cpu")
     model.save(str(folder))
     return str(folder)
+
+
+def tiny_sonar(folder: Path, *, hidden: int = 32, layers: int = 2, limit: int = 64) -> str:
+    """Save a random text encoder as SONAR's is published, and return its folder.
+
+    That is an encoder of M2M100 without modules of sentence-transformers, and NLLB's tokenizer with 202 languages.
+
+    Args:
+        folder: where; made if it is not there.
+        hidden: length of its vectors.
+        layers: how many.
+        limit: tokens that it takes.
+    """
+    learnt = Tokenizer(models.BPE(unk_token="<unk>"))  # noqa: S106 - not a password
+    learnt.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    learnt.train_from_iterator(LINES, trainers.BpeTrainer(special_tokens=special, vocab_size=300, show_progress=False))
+    pieces = json.loads(learnt.to_str())["model"]
+    merges = [tuple(merge) for merge in pieces["merges"]]
+    tokenizer = NllbTokenizer(vocab=pieces["vocab"], merges=merges, src_lang="eng_Latn", model_max_length=limit)
+    tokenizer.save_pretrained(folder)
+    _save_m2m100_encoder(folder, len(tokenizer), hidden, layers, limit)
+    return str(folder)
+
+
+def tiny_m2m100(folder: Path, *, hidden: int = 32, layers: int = 2, limit: int = 64) -> str:
+    """Do the same with M2M100's own tokenizer, which is a slow one and names languages otherwise."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = folder / "sentencepiece.bpe.model"
+    with model.open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(LINES * 4), model_writer=file, vocab_size=90, model_type="bpe", minloglevel=2
+        )
+    found = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    pieces = [found.id_to_piece(i) for i in range(3, found.get_piece_size())]  # <unk>, <s> and </s> stand first
+    known = _numbered(["<s>", "<pad>", "</s>", "<unk>", *pieces])
+    (folder / "vocab.json").write_text(json.dumps(known), encoding="utf-8")
+    tokenizer = M2M100Tokenizer(str(folder / "vocab.json"), str(model), src_lang="en", model_max_length=limit)
+    tokenizer.save_pretrained(folder)
+    n_ids = max(tokenizer.lang_code_to_id.values()) + 1 + tokenizer.num_madeup_words
+    _save_m2m100_encoder(folder, n_ids, hidden, layers, limit)
+    return str(folder)
+
+
+def _save_m2m100_encoder(folder: Path, vocabulary: int, hidden: int, layers: int, limit: int) -> None:
+    torch.manual_seed(0)
+    config = M2M100Config(
+        vocab_size=vocabulary,
+        d_model=hidden,
+        encoder_layers=layers,
+        encoder_ffn_dim=4 * hidden,
+        encoder_attention_heads=4,
+        max_position_embeddings=limit,
+        init_std=0.2,  # so that languages differ
+    )
+    M2M100Encoder(config).eval().save_pretrained(folder)
 
 
 Shape = Literal["bert", "xlm-roberta", "modernbert"]

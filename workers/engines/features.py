@@ -1,9 +1,10 @@
 """How texts, or pairs of them, become what the first module of a sentence-transformers model takes.
 
-Two ways, both through the model's own preprocessing. Nearly every model has a transformer with a fast tokenizer
-first: each row is tokenised once, clipped before, and padded batch by batch (``TokenFeatures``). Any other first
-module (static embeddings, chat templates, bags of words) preprocesses each row once to learn its length and again
-with its batch (``TextFeatures``): twice the work, and the model decides everything.
+Nearly every model has a transformer with a fast tokenizer first: each row is tokenised once by the model's own
+preprocessing, clipped before, and padded batch by batch (``TokenFeatures``). Static embeddings are so fast that their
+texts are tokenised without any preprocessing around (``StaticFeatures``). Any other first module (slow tokenizers, chat
+templates, bags of words) preprocesses each row once to learn its length and again with its batch (``TextFeatures``):
+twice the work, and the model decides everything.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ import numpy as np
 import torch
 from sentence_transformers.base.model import BaseModel
 from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from tasks.errors import ModelNotFound
 from tasks.ports import Pair
 from workers.clipping import clip, tokenise_clipped
 from workers.engines.blocks import NO_LIMIT, Prepared
+from workers.engines.languages import Languages
+from workers.engines.static_features import StaticFeatures
 
 R = TypeVar("R")
 R_contra = TypeVar("R_contra", contravariant=True)
@@ -72,15 +76,17 @@ PAIRS = Kind(Pair("a text", "another"), _cut_pair, _is_settled)
 
 
 class Features(Protocol[R_contra]):
-    """One of the two ways."""
+    """One of the ways."""
 
     #: Whether a batch is padded to its longest row; the model then computes the padding too.
     pads: bool
     #: Whether a batch can be padded to any length.
     can_pad_to: bool
 
-    def prepare(self, rows: Sequence[R_contra], prompt: str | None, limit: int) -> Prepared:
-        """Learn the lengths of rows, cut at ``limit`` tokens."""
+    def prepare(
+        self, rows: Sequence[R_contra], prompt: str | None, limit: int, language: str | None = None
+    ) -> Prepared:
+        """Learn the lengths of rows of one language, cut at ``limit`` tokens."""
 
     def batch(self, prepared: Prepared, rows: np.ndarray, length: int | None = None) -> dict[str, Any]:
         """Return the model's input for these rows, on its device, padded to ``length`` tokens if that is given."""
@@ -92,7 +98,10 @@ def features_of(model: BaseModel, device: str, kind: Kind[R]) -> Features[R]:
     Raises:
         ModelNotFound: the model does not take text, or its tokens cannot be counted.
     """
-    first = model[0]
+    first: Any = model[0]
+    if type(first) is StaticEmbedding:
+        static: Any = StaticFeatures(model, device)  # takes texts, and such a model has no other rows
+        return static  # type: ignore[no-any-return]
     is_plain = isinstance(first, Transformer) and "message" not in first.modality_config
     if is_plain and getattr(first.tokenizer, "is_fast", False):
         return TokenFeatures(model, device, kind)
@@ -109,6 +118,7 @@ class TokenFeatures(Generic[R]):
         self._kind = kind
         first: Any = model[0]
         self._tokenizer = first.tokenizer
+        self._languages = Languages(self._tokenizer)
         self._device = device
         #: A row can be cut before tokenising only if truncation takes its end.
         self._may_clip = self._tokenizer.truncation_side == "right" and not _truncates_otherwise(first)
@@ -119,8 +129,9 @@ class TokenFeatures(Generic[R]):
         self.pads = self._flatten is None
         self.can_pad_to = self.pads
 
-    def prepare(self, rows: Sequence[R], prompt: str | None, limit: int) -> Prepared:
+    def prepare(self, rows: Sequence[R], prompt: str | None, limit: int, language: str | None = None) -> Prepared:
         """Tokenise without padding."""
+        self._languages.set(language)
         how = {"text": {"padding": False, "max_length": limit}, "common": {"return_tensors": None}}
         extra: dict[str, Any] = {}
 
@@ -197,18 +208,20 @@ class TextFeatures(Generic[R]):
     def __init__(self, model: BaseModel, device: str) -> None:
         self._model = model
         self._device = device
-        #: A tokenizer keeps its limit between calls, and the next block is prepared while batches of this one are made.
+        self._languages = Languages(getattr(model[0], "tokenizer", None))
+        #: A tokenizer keeps limit and language between calls, and the next block is prepared while batches of this one
+        #: are made.
         self._turn = threading.Lock()
 
-    def prepare(self, rows: Sequence[R], prompt: str | None, limit: int) -> Prepared:
+    def prepare(self, rows: Sequence[R], prompt: str | None, limit: int, language: str | None = None) -> Prepared:
         """Preprocess each row alone, with one token more than the limit, to see what would be cut."""
         is_transformer = isinstance(self._model[0], Transformer)
         how: dict[str, Any] = {}
         if is_transformer and limit != NO_LIMIT:
             how = {"processing_kwargs": {"text": {"max_length": limit + 1}}}
-        found = [_count_tokens(self._preprocess([row], prompt=prompt, **how)) for row in rows]
+        found = [_count_tokens(self._preprocess([row], language, prompt=prompt, **how)) for row in rows]
         counts = np.array(found, np.int32)
-        extra: dict[str, Any] = {"prompt": prompt}
+        extra: dict[str, Any] = {"prompt": prompt, "language": language}
         if how:
             extra["processing_kwargs"] = {"text": {"max_length": limit}}
         return Prepared(np.minimum(counts, limit), counts > limit, list(rows), extra)
@@ -218,8 +231,9 @@ class TextFeatures(Generic[R]):
         features = self._preprocess([prepared.rows[i] for i in rows], **prepared.extra)
         return {name: to_device(value, self._device) for name, value in features.items()}
 
-    def _preprocess(self, rows: list[R], **how: Any) -> dict[str, Any]:
+    def _preprocess(self, rows: list[R], language: str | None, **how: Any) -> dict[str, Any]:
         with self._turn:
+            self._languages.set(language)
             features: dict[str, Any] = self._model.preprocess(rows, **how)
         return features
 

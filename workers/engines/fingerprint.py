@@ -10,8 +10,10 @@ import torch
 from sentence_transformers import CrossEncoder
 from sentence_transformers.base.model import BaseModel
 from sentence_transformers.util import fullname
+from tokenizers import Tokenizer
 
 from tasks.options import Template
+from workers.engines.languages import any_language
 
 #: What a configuration says of files and libraries, and not of what is computed.
 _NO_CONTENT = {"_name_or_path", "transformers_version"}
@@ -75,6 +77,9 @@ def _add_tokenizer(digest: hashlib.blake2b, tokenizer: Any) -> None:
         # What its last call left behind; each call sets both.
         backend.no_truncation()
         backend.no_padding()
-        digest.update(backend.to_str().encode())
+        with any_language(tokenizer):
+            digest.update(backend.to_str().encode())
+    elif isinstance(tokenizer, Tokenizer):  # of static embeddings; a limit in its file is no call's
+        digest.update(tokenizer.to_str().encode())
     elif hasattr(tokenizer, "get_vocab"):
         digest.update(json.dumps(sorted(tokenizer.get_vocab().items(), key=str)).encode())

@@ -19,6 +19,7 @@ from workers.engines.batched import BatchedEngine, Loaded
 from workers.engines.blocks import NO_LIMIT, Prepared
 from workers.engines.features import TEXTS, features_of
 from workers.engines.fingerprint import fingerprint_of
+from workers.engines.languages import Languages
 from workers.engines.loading import load_model
 
 
@@ -34,6 +35,7 @@ class SentenceTransformerEncoder(BatchedEngine[str, EncodeOptions]):
     def __init__(self, spec: ModelSpec, device: str, settings: Settings) -> None:
         self._model = model = load_model(spec, device, settings)
         self._features = features_of(model, device, TEXTS)
+        self._languages = Languages(getattr(model[0], "tokenizer", None))
         self._dim = model.get_embedding_dimension() or 0
         loaded = Loaded(
             model=model,
@@ -57,7 +59,7 @@ class SentenceTransformerEncoder(BatchedEngine[str, EncodeOptions]):
         n_special = getattr(tokenizer, "num_special_tokens_to_add", lambda: 0)()
         if options.max_tokens and options.max_tokens <= n_special:
             return f"--max-tokens {options.max_tokens} leaves no room beside the {n_special} special tokens"
-        return None
+        return self._languages.check(options)
 
     def dim(self, options: EncodeOptions) -> int:
         """Return the length of a vector."""
@@ -71,7 +73,7 @@ class SentenceTransformerEncoder(BatchedEngine[str, EncodeOptions]):
 
     def _prepare(self, rows: Sequence[str], options: EncodeOptions, limit: int) -> Prepared:
         prompt = self._model._resolve_prompt(options.prompt, options.prompt_name)  # noqa: SLF001 - ST's own rule
-        return self._features.prepare(rows, prompt, limit)
+        return self._features.prepare(rows, prompt, limit, options.language)
 
     def _prepare_probe(self, texts: Sequence[str], limit: int) -> Prepared:
         return self._features.prepare(texts, None, limit)
