@@ -63,7 +63,10 @@ def estimate_pairs(opened: Opened, settings: Settings) -> dict[str, Any]:
 def _dim_of(model: str) -> int | None:
     """Return the vector length that a local model's configuration states, or None."""
     try:
-        folder = Path(weights.locate(ModelSpec.parse(model)))
+        spec = ModelSpec.parse(model)
+        if spec.engine == "laser":
+            return weights.LASER_DIM
+        folder = Path(weights.locate(spec))
         dim = json.loads((folder / "config.json").read_text()).get("hidden_size")
     except (OSError, ValueError, ModelNotFound):
         return None

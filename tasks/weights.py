@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 from pathlib import Path
 
 from tasks.errors import ModelNotFound
 from tasks.messages import ModelSpec
 
+#: Numbers of a LASER vector: of LASER2 and of its students, which were taught to give the same.
+LASER_DIM = 1024
 #: SHA-256 of weights whose packager is not their author: they must be the published file, byte for byte.
 #: Source: model.safetensors of sentence-transformers/all-MiniLM-L6-v2 on the Hugging Face hub.
 CHECKSUMS = {
@@ -26,6 +29,8 @@ def locate(spec: ModelSpec) -> str:
     """
     if spec.name.startswith("pkg:"):
         return str(_package_folder(spec.name))
+    if spec.engine == "laser":
+        return str(_laser_folder(spec.name))
     if spec.name.startswith("/") and not Path(spec.name).is_dir():
         raise ModelNotFound(f"--model {spec.name}: no such folder.", model=spec.name)
     return spec.name
@@ -50,6 +55,17 @@ def verify(spec: ModelSpec) -> None:
                 "not use it; reinstall the package.",
                 model=name,
             )
+
+
+def _laser_folder(name: str) -> Path:
+    """Return where LASER's files are: all that are downloaded share one folder."""
+    _, _, checkpoint = name.partition(":")
+    if not checkpoint.startswith("/"):
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - never raises
+        return Path(base) / "penstock" / "laser"
+    if not Path(checkpoint).is_dir():
+        raise ModelNotFound(f"--model {name}: no such folder.", model=name)
+    return Path(checkpoint)
 
 
 def _package_folder(name: str) -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 from tasks import weights
 from tasks.errors import ModelNotFound
 from tasks.messages import ModelSpec
+from workers.engines.laser.checkpoints import files_of, named_by
 
 #: Bytes of a number in a weight file that does not say, as pytorch_model.bin.
 FLOAT32_BYTES = 4
@@ -33,7 +34,16 @@ def count_parameters(spec: ModelSpec) -> int | None:
         return _in_folder(snapshot) if (snapshot := hub_snapshot(spec)) else None
     if not any(place.iterdir()):
         raise ModelNotFound(f"--model {spec}: the folder is empty.", model=str(spec))
+    if spec.engine == "laser":
+        return _of_laser(spec, place)
     return _in_folder(place)
+
+
+def _of_laser(spec: ModelSpec, folder: Path) -> int | None:
+    """Count the checkpoint that is loaded first, and the largest of the others: they are loaded one by one."""
+    files = [folder / files_of(name, folder).weights for name in named_by(spec, folder)]
+    first, *others = [path.stat().st_size // FLOAT32_BYTES if path.is_file() else 0 for path in files]
+    return first + max(others, default=0) or None
 
 
 def _in_folder(place: Path) -> int | None:

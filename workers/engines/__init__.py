@@ -33,6 +33,10 @@ def load_engine(spec: ModelSpec, device: str, settings: Settings) -> Encoder | S
         from workers.engines.fake import FakeEncoder
 
         return FakeEncoder(spec.name, settings)
+    if spec.engine == "laser":
+        from workers.engines.laser.opening import load_laser
+
+        return load_laser(spec, device, settings)
     from workers.engines.sentence_transformer import SentenceTransformerEncoder
 
     return SentenceTransformerEncoder(spec, device, settings)

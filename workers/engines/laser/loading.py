@@ -1,0 +1,86 @@
+"""Opening one checkpoint of LASER: its model, its text steps, and the fingerprint of both."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.errors import UsageError
+from tasks.settings import Settings
+from workers.engines.blocks import NO_LIMIT
+from workers.engines.laser import text_steps
+from workers.engines.laser.bilstm import BiLstm
+from workers.engines.laser.checkpoints import LASER2, files_of
+from workers.engines.laser.reading import read_checkpoint, read_vocabulary, reading
+from workers.engines.laser.text_steps import TextSteps
+from workers.engines.laser.transformer import Transformer, is_masked
+from workers.engines.precision import DTYPES, choose_precision
+
+
+@dataclass(frozen=True)
+class Opened:
+    """One checkpoint in memory.
+
+    Attributes:
+        model: the encoder.
+        steps: from texts to its tokens.
+        weights: content fingerprint.
+        most: tokens of a row that it takes; an LSTM takes any number.
+        pads: whether it computes the padding of a batch.
+        precision: of its numbers.
+    """
+
+    model: BiLstm | Transformer
+    steps: TextSteps
+    weights: str
+    most: int
+    pads: bool
+    precision: str
+
+
+def open_checkpoint(checkpoint: str, folder: Path, device: str, settings: Settings) -> Opened:
+    """Read a checkpoint from the files in a folder, and put it onto a device.
+
+    Raises:
+        ModelNotFound: a file is missing, damaged or somebody else's.
+        UsageError: a setting is not for LASER.
+    """
+    precision = _precision_of(device, settings)
+    files = files_of(checkpoint, folder)
+    content, dtype = read_checkpoint(folder / files.weights), DTYPES[precision]
+    model: BiLstm | Transformer
+    if checkpoint == LASER2:
+        with reading(folder / files.weights):
+            model, numbers = BiLstm(content, dtype, device), dict(content["dictionary"])
+        most, begins = NO_LIMIT, False
+    else:
+        numbers = read_vocabulary(folder / str(files.vocabulary))
+        with reading(folder / files.weights):
+            model = Transformer(content, len(numbers) + is_masked(content), dtype, device)
+            most, begins = model.most, bool(content["cfg"]["model"].prepend_bos)
+    with reading(folder / files.pieces):
+        steps = TextSteps(folder / files.pieces, numbers, begins=begins)
+    weights = _fingerprint([folder / name for name in files.names], precision)
+    return Opened(model.eval(), steps, weights, most, isinstance(model, Transformer), precision)
+
+
+def _precision_of(device: str, settings: Settings) -> str:
+    """Return the precision, and refuse what does nothing for LASER."""
+    if settings.backend != "torch":
+        raise UsageError(f"--backend {settings.backend}: LASER runs on plain torch. Leave it out.")
+    for option in ("compile", "shard", "quantize", "trust_remote_code"):
+        if getattr(settings, option):
+            raise UsageError(f"--{option.replace('_', '-')} is not for LASER. Leave it out.")
+    return choose_precision(device, settings)
+
+
+def _fingerprint(files: list[Path], precision: str) -> str:
+    """Hash what vectors depend on: the files, the numbers' type, and the text steps with Python's Unicode tables."""
+    digest = hashlib.blake2b(digest_size=8)
+    digest.update(f"laser {text_steps.VERSION} {unicodedata.unidata_version} {precision}".encode())
+    for file in files:
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "blake2b").digest())
+    return digest.hexdigest()
