@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import sentencepiece
 import torch
+from safetensors.numpy import save_file
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Transformer
+from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
@@ -119,6 +121,42 @@ def _save_m2m100_encoder(folder: Path, vocabulary: int, hidden: int, layers: int
     M2M100Encoder(config).eval().save_pretrained(folder)
 
 
+def tiny_model2vec(folder: Path, *, dim: int = 12, limit: int = 40) -> str:
+    """Save random static embeddings as model2vec saves them, and return their folder.
+
+    That is a vector for each of fewer groups of tokens, the group and the weight of each token, vectors of length 1,
+    and a tokenizer that cuts at a limit by itself.
+
+    Args:
+        folder: where; made if it is not there.
+        dim: length of its vectors.
+        limit: tokens that it takes.
+    """
+    tokenizer, _ = _word_pieces()
+    tokenizer.enable_truncation(limit)
+    n_tokens = tokenizer.get_vocab_size()
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    tensors = {
+        "embeddings": rng.standard_normal((n_tokens // 2, dim)).astype(np.float32),
+        "weights": rng.random(n_tokens),
+        "mapping": rng.integers(0, n_tokens // 2, n_tokens),
+    }
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": "model2vec", "normalize": True}))
+    modules = [("0", ".", "StaticEmbedding"), ("1", "1_Normalize", "Normalize")]
+    (folder / "modules.json").write_text(
+        json.dumps(
+            [
+                {"idx": int(name), "name": name, "path": path, "type": f"sentence_transformers.models.{kind}"}
+                for name, path, kind in modules
+            ]
+        )
+    )
+    return str(folder)
+
+
 Shape = Literal["bert", "xlm-roberta", "modernbert"]
 
 #: What the tokenizers of cross-encoders know, and what pairs can be made of.
@@ -225,3 +263,21 @@ def _words_of(lines: Sequence[str]) -> list[str]:
 
 def _numbered(known: Sequence[str]) -> dict[str, int]:
     return {word: i for i, word in enumerate(dict.fromkeys(known))}
+
+
+def tiny_decoder(folder: Path, *, hidden: int = 64, layers: int = 3, limit: int = 256) -> str:
+    """Save a random embedding model on a Qwen2 transformer, with its last token's state for a vector.
+
+    Args:
+        folder: where; made if it is not there.
+        hidden: length of its vectors.
+        layers: how many.
+        limit: tokens that it takes.
+    """
+    from tests.tiny_causal import tiny_causal
+
+    base = folder.with_name(f"{folder.name}-base")
+    tiny_causal(base, hidden=hidden, layers=layers, limit=limit)
+    modules = [Transformer(str(base), max_seq_length=limit), Pooling(hidden, pooling_mode="lasttoken"), Normalize()]
+    SentenceTransformer(modules=modules, device="cpu").save(str(folder))
+    return str(folder)

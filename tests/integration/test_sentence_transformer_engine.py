@@ -17,8 +17,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense
-from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
-from tokenizers import Tokenizer, models, pre_tokenizers
+from sentence_transformers.sentence_transformer.modules import Pooling
 from tokenizers.normalizers import Lowercase
 
 from tasks.errors import DeviceFull, ModelNotFound
@@ -299,20 +298,6 @@ def test_dense_and_prompt_modules_are_the_model_s_own(tmp_path: Path) -> None:
         expected.encode(TEXTS, prompt_name="query"),
         atol=1e-5,
     )
-
-
-def test_static_embeddings_take_the_general_way(tmp_path: Path) -> None:
-    """A first module that is no transformer gives the vectors of encode, with its tokens counted."""
-    known = ["[UNK]", "a", "the", "of", "one", "two", "three", "corpus", "sentence", "number"]
-    words = {word: i for i, word in enumerate(known)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))  # noqa: S106 - not a password
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=12)], device="cpu").save(str(tmp_path / "m"))
-    engine = load(str(tmp_path / "m"))
-    texts = [text for text in TEXTS if text.strip()]
-    encoded = engine.encode(texts * 30, EncodeOptions())  # several blocks, prepared in a thread
-    np.testing.assert_allclose(encoded.values, reference(str(tmp_path / "m")).encode(texts * 30), atol=1e-6)
-    assert engine.encode(["one two three"], EncodeOptions()).n_tokens.tolist() == [3]
 
 
 def test_a_folder_without_a_model_is_one_line(tmp_path: Path) -> None:
