@@ -59,9 +59,22 @@ def main() -> None:
 @functools.cache
 def full_app() -> typer.Typer:
     """Return the application with all its commands, which are imported only now: an error of theirs is a line too."""
-    from producer.commands import bench, doctor, encode, jobs, parked, recover, remove, report, score, verify, worker
+    from producer.commands import (
+        bench,
+        doctor,
+        encode,
+        jobs,
+        parked,
+        plan_model,
+        recover,
+        remove,
+        report,
+        score,
+        verify,
+        worker,
+    )
 
-    for module in (encode, score, worker, jobs, verify, remove, recover, parked, doctor, bench, report):
+    for module in (encode, score, worker, plan_model, jobs, verify, remove, recover, parked, doctor, bench, report):
         module.register(app)
     return app
 

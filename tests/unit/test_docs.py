@@ -10,7 +10,20 @@ import pytest
 import typer
 
 from producer.cli import app
-from producer.commands import bench, doctor, encode, jobs, parked, recover, remove, report, score, verify, worker
+from producer.commands import (
+    bench,
+    doctor,
+    encode,
+    jobs,
+    parked,
+    plan_model,
+    recover,
+    remove,
+    report,
+    score,
+    verify,
+    worker,
+)
 from tasks.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +40,7 @@ BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 def command():
     """Return the whole command with its subcommands."""
     if not app.registered_commands:
-        for module in (encode, score, worker, jobs, verify, remove, recover, parked, doctor, bench, report):
+        for module in (encode, score, worker, plan_model, jobs, verify, remove, recover, parked, doctor, bench, report):
             module.register(app)
     return typer.main.get_command(app)
 

@@ -1,0 +1,36 @@
+"""The numbers that weights can be kept in, and the bytes that they take."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from workers.sizing.blueprint import NUMBER_BYTES, Tensor
+
+#: Weights of a row that share a scale and a smallest value, of int4.
+GROUP = 128
+#: Bytes of a scale, and of an int4 group's smallest value.
+SCALE_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """One choice of --precision and --quantize."""
+
+    precision: str
+    quantize: str | None = None
+
+    def __str__(self) -> str:
+        return self.quantize or self.precision
+
+    def weigh(self, tensor: Tensor, shape: tuple[int, ...]) -> float:
+        """Return the bytes of a tensor, or of a part of it that has this shape."""
+        count = math.prod(shape)
+        if tensor.number_bytes:
+            return count * tensor.number_bytes
+        if self.quantize is None or not tensor.is_linear:
+            return count * NUMBER_BYTES[self.precision]
+        rows, columns = shape
+        if self.quantize == "int8":
+            return count + rows * SCALE_BYTES
+        return count / 2 + rows * math.ceil(columns / GROUP) * 2 * SCALE_BYTES

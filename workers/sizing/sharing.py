@@ -1,0 +1,89 @@
+"""What each device holds of a model, by the choice of --shard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from workers.sizing.blueprint import Blueprint, Tensor, weigh_all
+from workers.sizing.numbers import Numbers
+from workers.sizing.placing import place_units
+
+#: Choices of --shard; the first is none.
+SHARDS = ("none", "auto", "tensor", "fsdp")
+
+#: Layers that a device holds whole at a time under fsdp: one that computes, and the next, which arrives meanwhile.
+GATHERED = 2
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one device holds.
+
+    Attributes:
+        weights_bytes: of the weights, always.
+        gathered_bytes: of other devices' weights, while the model computes.
+    """
+
+    weights_bytes: int
+    gathered_bytes: int = 0
+
+
+def why_not(blueprint: Blueprint, shard: str, numbers: Numbers, n_devices: int) -> str | None:
+    """Say why a model cannot be shared out so, or return None."""
+    if shard == "none":
+        return None
+    if numbers.quantize and shard != "auto":
+        return "not of quantised weights"
+    if reason := dict(blueprint.why_not).get(shard):
+        return reason
+    uneven = [str(heads) for heads in blueprint.heads if heads % n_devices]
+    if shard == "tensor" and uneven:
+        return f"{' and '.join(dict.fromkeys(uneven))} heads do not divide by {n_devices}"
+    return None
+
+
+def shares(blueprint: Blueprint, shard: str, numbers: Numbers, rooms: Sequence[int]) -> list[Share]:
+    """Return what each device holds, as many as there are rooms.
+
+    Args:
+        blueprint: of the model.
+        shard: one of SHARDS.
+        numbers: that the weights are kept in.
+        rooms: bytes that each device has for weights and batches.
+    """
+    n = len(rooms)
+    if shard == "none":
+        return [Share(weigh_all(blueprint.tensors, numbers.weigh))] * n
+    if shard == "auto":
+        sizes = [weigh_all(tensors, numbers.weigh) for tensors in blueprint.by("unit").values()]
+        return [Share(held) for held in place_units(sizes, rooms)]
+    if shard == "tensor":
+        return [Share(_parted(blueprint.tensors, numbers, rank, n)) for rank in range(n)]
+    return [_gathering(blueprint, numbers, rank, n) for rank in range(n)]
+
+
+def _parted(tensors: Sequence[Tensor], numbers: Numbers, rank: int, n: int) -> int:
+    return round(sum(numbers.weigh(one, _part(one.shape, one.split, rank, n)) for one in tensors))
+
+
+def _gathering(blueprint: Blueprint, numbers: Numbers, rank: int, n: int) -> Share:
+    """Return what a rank of fsdp holds: a part of every tensor along its first dimension, and whole layers in turn."""
+    own = round(
+        sum(
+            numbers.weigh(one, _part(one.shape, 0 if one.shape and not one.number_bytes else None, rank, n))
+            for one in blueprint.tensors
+        )
+    )
+    sizes = {group: weigh_all(tensors, numbers.weigh) for group, tensors in blueprint.by("group").items()}
+    kept = sizes.pop("", 0)
+    return Share(own, kept + sum(sorted(sizes.values())[-GATHERED:]))
+
+
+def _part(shape: tuple[int, ...], split: int | None, rank: int, n: int) -> tuple[int, ...]:
+    """Return the shape of a rank's part: all have as many as the first, but for the last ones, as torch.chunk does."""
+    if split is None:
+        return shape
+    most = -(-shape[split] // n)
+    own = max(0, min(most, shape[split] - rank * most))
+    return (*shape[:split], own, *shape[split + 1 :])
