@@ -14,11 +14,18 @@ EXIT_NOT_STARTED = 78
 EXIT_OVERDUE = 75
 #: A slot whose engine fails on everything.
 EXIT_ENGINE_BROKEN = 70
+#: A slot over several devices, one of whose other ranks ended.
+EXIT_RANK_LOST = 71
+#: The same, where a device had no memory for a batch: of several rows, of which the next one has fewer, or of one.
+EXIT_RANK_FULL, EXIT_ROW_FULL = 72, 73
 
 _WORDS = {
     EXIT_SLOT_FAILED: "one of its slots could not be replaced",
     EXIT_OVERDUE: "it ran over its time limit",
     EXIT_ENGINE_BROKEN: "the engine failed on everything after it",
+    EXIT_RANK_LOST: "one of the processes that it is parted among ended",
+    EXIT_RANK_FULL: "one of its devices had no memory for a batch; the next ones are smaller",
+    EXIT_ROW_FULL: "one of its devices had no memory for a single row",
 }
 
 
@@ -59,4 +66,6 @@ def ending_of(status: int | None) -> Ending:
     """Return how the attempt of a process ended that ended so."""
     if status in {-signal.SIGTERM, -signal.SIGINT, -signal.SIGQUIT, -signal.SIGHUP}:
         return STOPPED
+    if status == EXIT_RANK_FULL:
+        return Ending("stopped", describe(status))
     return Ending("died", describe(status))

@@ -157,8 +157,7 @@ def find(folder: Path, name: dict[str, str], run: Callable[[int], None], memory:
         run: as for ``probe``.
         memory: as for ``probe``.
     """
-    key = hashlib.sha256(json.dumps(name, sort_keys=True).encode()).hexdigest()[:16]
-    file = folder / f"budget-{key}.json"
+    file = folder / f"budget-{_key(name)}.json"
     with _turn(file.with_suffix(".lock")):
         found = _read(file)
         if found is not None:
@@ -171,6 +170,36 @@ def find(folder: Path, name: dict[str, str], run: Callable[[int], None], memory:
         )
         _write(file, found, name)
     return found
+
+
+def keep_less(folder: Path, name: dict[str, str], tokens: int) -> bool:
+    """Keep half of the tokens of a batch for which there was no memory, for the process after this one.
+
+    Args:
+        folder: where budgets are kept.
+        name: what the budget holds for.
+        tokens: of the batch, or the budget that it kept to.
+
+    Returns:
+        Whether there is a half.
+    """
+    less = Probed(tokens=max(LEAST, tokens // 2), tokens_per_s=0, bytes_per_token=0, probed_s=time.time())
+    _write(_shortage_file(folder, name), less, name)
+    return tokens > LEAST
+
+
+def kept_after_shortage(folder: Path, name: dict[str, str]) -> int:
+    """Return the tokens that ``keep_less`` kept, or the most that there ever are."""
+    found = _read(_shortage_file(folder, name))
+    return LAST_PROBE if found is None else found.tokens
+
+
+def _shortage_file(folder: Path, name: dict[str, str]) -> Path:
+    return folder / f"shortage-{_key(name)}.json"
+
+
+def _key(name: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(name, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @contextmanager

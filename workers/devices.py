@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 
 from tasks.errors import UsageError
 from tasks.settings import Settings
@@ -36,7 +38,7 @@ class Device:
 
     @property
     def is_cpu(self) -> bool:
-        """Whether it is the CPU or a part of it."""
+        """Whether it is the CPU or a part of it, or several of these."""
         return not self.uuid
 
     def __str__(self) -> str:
@@ -63,6 +65,37 @@ def find_devices(settings: Settings) -> list[Device]:
     if asked not in (["auto"], ["cuda"]):
         found = _named(asked, found)
     return _with_cores(found[: settings.workers])
+
+
+def find_joined(settings: Settings) -> list[Device]:
+    """Return the devices that one slot is sharded over, in the order in which they were asked for.
+
+    A CPU that is named several times counts as often, and what it has is shared out: for trying it.
+
+    Raises:
+        UsageError: as for ``find_devices``.
+    """
+    asked = [name.strip() for name in settings.devices.split(",")]
+    if set(asked) != {"cpu"}:
+        return find_devices(settings)
+    (cpu,) = _cpus(["cpu"], workers=1)
+    part = _part(machine.host_memory(), len(asked))
+    return [replace(cpu, memory=part, cores=max(1, cpu.cores // len(asked)))] * len(asked)
+
+
+def join(devices: Sequence[Device]) -> Device:
+    """Return several devices as one. Its memory is that of the fullest of them: each takes the same share."""
+    memories = [device.memory for device in devices if device.memory is not None]
+    pins = [device.cpus for device in devices]
+    titles = list(dict.fromkeys(device.title for device in devices))
+    return Device(
+        name="+".join(device.name for device in devices),
+        title=f"{len(devices)} x {' and '.join(titles)}",
+        uuid=",".join(filter(None, (device.uuid for device in devices))),
+        memory=min(memories, key=lambda memory: memory.free_bytes, default=None),
+        cores=sum(device.cores for device in devices),
+        cpus=frozenset(chain.from_iterable(pins)) if all(pins) else frozenset(),
+    )
 
 
 def _gpus(*, is_driver_needed: bool) -> list[gpus.Gpu]:
@@ -119,8 +152,7 @@ def _cpus(asked: list[str], workers: int | None) -> list[Device]:
             return [Device("cpu", machine.cpu_title(), memory=machine.host_memory(), cores=_granted(usable))]
         asked = list(names)
     chosen = [names[name] for name in dict.fromkeys(asked)][:workers]
-    memory = machine.host_memory()
-    part = Memory(memory.total_bytes // len(chosen), memory.free_bytes // len(chosen))
+    part = _part(machine.host_memory(), len(chosen))
     return [
         Device(
             name=f"cpu:{node}",
@@ -132,6 +164,10 @@ def _cpus(asked: list[str], workers: int | None) -> list[Device]:
         )
         for node in chosen
     ]
+
+
+def _part(memory: Memory, parts: int) -> Memory:
+    return Memory(memory.total_bytes // parts, memory.free_bytes // parts)
 
 
 def _granted(cpus: frozenset[int]) -> int:

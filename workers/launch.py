@@ -41,7 +41,8 @@ def main() -> int:
         return exc.exit_code
     url = redact(broker_url(settings))
     for plan in plans:
-        slots = f"{plan.slots} slot{'s' * (plan.slots > 1)} x {plan.threads} thread{'s' * (plan.threads > 1)}"
+        slots = f"{plan.slots} slot{'s' * (plan.slots > 1)}" + (f" of {plan.ranks} processes" if plan.ranks > 1 else "")
+        slots += f" x {plan.threads} thread{'s' * (plan.threads > 1)}"
         _say(f"{spec} on {plan.device}, {slots}, broker {url}")
     if len(plans) > 1:
         return _supervise(plans)
@@ -67,7 +68,8 @@ def _command(plan: NodePlan) -> list[str]:
 
 
 def _name(plan: NodePlan) -> str:
-    device = "-".join(plan.device.name.replace(":", "").split("-")[:2])  # of a UUID its beginning
+    names = plan.device.name.replace(":", "").replace("+", "-")
+    device = "-".join(names.split("-")[:2])  # of a UUID its beginning, of several devices the first two
     return f"{device}-{secrets.token_hex(3)}@%h"
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from tasks.errors import UsageError
 from tasks.messages import ModelSpec
 from tasks.settings import MIB, Settings
-from workers.devices import Device, find_devices
+from workers.devices import Device, find_devices, find_joined, join
 from workers.idleness import NOTE_VARIABLE, Idleness, note_path
 from workers.model_size import count_parameters
+from workers.sharding.choosing import PARTED, check_shard
 
 #: Memory of a slot beside its weights: Python, torch, transformers and buffers. Measured with MiniLM's 87 MiB, pages
 #: that slots share parted among them: 480 to 550 MiB for all when it starts, and up to 240 MiB more for kernels of
@@ -36,6 +38,8 @@ IDLE_SHARE = 0.1
 
 #: Tells a slot how many share its device.
 SLOTS_VARIABLE = "PENSTOCK_SLOTS_OF_DEVICE"
+#: Tells a slot how many processes it is parted among.
+RANKS_VARIABLE = "PENSTOCK_RANKS"
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class NodePlan:
         slot_bytes: memory of the device that a slot is expected to take.
         slots_why: what decided the number of slots; ``threads_why`` and ``slot_bytes_why`` likewise.
         note: where the node notes how idle its device is; None on a CPU.
+        ranks: processes that a slot is parted among.
     """
 
     device: Device
@@ -56,6 +61,7 @@ class NodePlan:
     threads_why: str = ""
     slot_bytes_why: str = ""
     note: Path | None = None
+    ranks: int = 1
 
     def environment(self) -> dict[str, str]:
         """Return what must stand in the environment before Python starts."""
@@ -79,6 +85,8 @@ class NodePlan:
         }
         if not self.device.is_cpu:
             variables["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # a number that a model's code names is nvidia-smi's, too
+        if self.ranks > 1:
+            variables[RANKS_VARIABLE] = str(self.ranks)
         if self.note is not None:
             variables[NOTE_VARIABLE] = str(self.note)
         return variables
@@ -92,6 +100,8 @@ def plan_nodes(settings: Settings, spec: ModelSpec) -> list[NodePlan]:
         ModelNotFound: the model's folder or package is not there.
     """
     parameters = count_parameters(spec)
+    if settings.shard:
+        return [_plan_sharded(settings, spec, parameters)]
     devices = find_devices(settings)
     return [
         _Planning(settings, spec, parameters, device).plan(
@@ -101,14 +111,46 @@ def plan_nodes(settings: Settings, spec: ModelSpec) -> list[NodePlan]:
     ]
 
 
+def _plan_sharded(settings: Settings, spec: ModelSpec, parameters: int | None) -> NodePlan:
+    """Plan one slot over all devices."""
+    check_shard(settings, spec)
+    is_parted = settings.shard in PARTED
+    anywhere = settings.model_copy(update={"workers": None})  # the one slot is not on the first device alone
+    devices = find_joined(anywhere) if is_parted else find_devices(anywhere)
+    ranks = len(devices) if is_parted else 1
+    if is_parted and ranks == 1:
+        raise UsageError(
+            f"--shard {settings.shard} parts a model among several devices, and there is {devices[0]} alone. Name more "
+            "with --devices, or leave --shard out."
+        )
+    device = join(devices) if len(devices) > 1 else devices[0]
+    planning = _Planning(
+        settings, spec, parameters, device, parts=1 if device.is_cpu and not is_parted else len(devices)
+    )
+    threads, why = max(1, device.cores // ranks), f"{_cores(device.cores)} / {ranks} process{'es' * (ranks > 1)}"
+    if settings.threads_per_process is not None:
+        threads, why = settings.threads_per_process, "as asked for"
+    return NodePlan(
+        device,
+        1,
+        threads,
+        slot_bytes=planning.slot_bytes,
+        slots_why=f"--shard {settings.shard}" + (f", {ranks} processes" if is_parted else ""),
+        threads_why=why,
+        slot_bytes_why=planning.slot_bytes_why,
+        ranks=ranks,
+    )
+
+
 @dataclass(frozen=True)
 class _Planning:
-    """The planning of one node."""
+    """The planning of one node. A model may be in several parts, one on each of its devices."""
 
     settings: Settings
     spec: ModelSpec
     parameters: int | None
     device: Device
+    parts: int = 1
 
     def plan(self, share: int | None) -> NodePlan:
         """Decide, for a device that gets this share of --workers."""
@@ -120,10 +162,10 @@ class _Planning:
             self.device,
             slots,
             threads,
-            slot_bytes=self._slot_bytes,
+            slot_bytes=self.slot_bytes,
             slots_why=slots_why,
             threads_why=threads_why,
-            slot_bytes_why=self._slot_bytes_why,
+            slot_bytes_why=self.slot_bytes_why,
             note=None
             if self.device.is_cpu or self.settings.processes_per_device
             else note_path(self.settings, self.spec, self.device.title),
@@ -158,18 +200,23 @@ class _Planning:
         return slots, f"{size} {'fill it' if slots == 1 else 'do not fill it in one process'}"
 
     @property
-    def _slot_bytes(self) -> int:
+    def slot_bytes(self) -> int:
+        """Memory that a slot takes of a device."""
         if self.spec.engine == "fake":
             return FAKE_SLOT_BYTES if self.device.is_cpu else 0
-        return (SLOT_BYTES if self.device.is_cpu else CUDA_SLOT_BYTES) + self._parameter_bytes * (self.parameters or 0)
+        return (SLOT_BYTES if self.device.is_cpu else CUDA_SLOT_BYTES) + self._parameter_bytes * (
+            (self.parameters or 0) // self.parts
+        )
 
     @property
-    def _slot_bytes_why(self) -> str:
+    def slot_bytes_why(self) -> str:
+        """What that is made of."""
         if self.spec.engine == "fake":
             return "no weights"
         if self.parameters is None:
             return "and the weights, once they are here"
-        return f"with {self.parameters / 1e6:.0f} million parameters of {self._parameter_bytes} bytes"
+        parted = f" / {self.parts} on each device" if self.parts > 1 else ""
+        return f"with {self.parameters / 1e6:.0f} million parameters of {self._parameter_bytes} bytes{parted}"
 
     @property
     def _parameter_bytes(self) -> int:
@@ -177,9 +224,9 @@ class _Planning:
 
     @property
     def _most_by_memory(self) -> int | None:
-        if self.device.memory is None or not self._slot_bytes:
+        if self.device.memory is None or not self.slot_bytes:
             return None
-        return self.device.memory.room_bytes(self.settings.memory_ratio) // self._slot_bytes
+        return self.device.memory.room_bytes(self.settings.memory_ratio) // self.slot_bytes
 
 
 def _cores(number: int) -> str:

@@ -46,6 +46,7 @@ def describe(plan: NodePlan, memory_ratio: float) -> dict[str, Any]:
         "cores": device.cores,
         "pinned_to_cpus": sorted(device.cpus) or None,
         "slots": plan.slots,
+        "ranks": plan.ranks,
         "slots_why": plan.slots_why,
         "threads": plan.threads,
         "threads_why": plan.threads_why,

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
@@ -33,6 +34,9 @@ from workers.memory import DeviceMemory, device_name, is_out_of_memory
 from workers.overlap import one_ahead
 from workers.planning import SLOTS_VARIABLE
 from workers.running import Ran, run_batches, run_patiently
+from workers.sharding.crew import crew_of
+from workers.sharding.group import planned_ranks
+from workers.sharding.tensors import is_whole
 
 R = TypeVar("R")
 O = TypeVar("O", bound=EncodeOptions | ScoreOptions)  # noqa: E741 - the options
@@ -93,12 +97,17 @@ class BatchedEngine(ABC, Generic[R, O]):
         self._most, self._pads = loaded.most, loaded.pads
         self._fixed_shapes = FixedShapes(device, loaded.most, self._run_probe, can_pad=loaded.can_pad_to)
         self.weights = loaded.weights
-        if device == "cpu" and not settings.compile:
+        self._crew = crew_of(loaded.model)
+        if device == "cpu" and not settings.compile and is_whole(loaded.model):
             pack_linears(loaded.model, self._run_sample)
         self._memory = DeviceMemory(device, settings.memory_ratio, int(os.environ.get(SLOTS_VARIABLE, "1")))
         facts = _facts(loaded, device, settings)
         self.place = " ".join(facts.values())
-        self._budget = self._find_budget(settings, facts)
+        folder = settings.state_dir.expanduser() / "devices"
+        if self._crew:
+            self._crew.on_shortage = lambda: budget.keep_less(folder, facts, self._tokens_at_work)
+        self._tokens_at_work = settings.max_batch_tokens or budget.LAST_PROBE
+        self._budget = self._find_budget(settings, folder, facts)
         self._tidied_at = time.monotonic()
 
     @property
@@ -181,6 +190,7 @@ class BatchedEngine(ABC, Generic[R, O]):
         """
 
         def run(batch: np.ndarray) -> bool:
+            self._tokens_at_work = self._budget.tokens
             block.outbox.send(block.rows[rows[batch]], forward(rows[batch]))  # here, because it takes memory too
             return True
 
@@ -191,6 +201,8 @@ class BatchedEngine(ABC, Generic[R, O]):
 
     def _compute(self, rows: Sequence[R], options: O, on_batch: Callable[[int], None]) -> Computed:
         """Compute rows in their order."""
+        if self._crew:
+            self._crew.has_started = True
         n_rows = len(rows)
         result = Computed(
             values=np.zeros((n_rows, self.dim(options)), np.float32),
@@ -295,18 +307,21 @@ class BatchedEngine(ABC, Generic[R, O]):
         prepared = self._probe([PROBE_TEXT[shift:] for shift in PROBE_SHIFTS], length)
         return _fetch(self._forward(prepared, rows % len(PROBE_SHIFTS), None, length))
 
-    def _find_budget(self, settings: Settings, facts: dict[str, str]) -> TokenBudget:
+    def _find_budget(self, settings: Settings, folder: Path, facts: dict[str, str]) -> TokenBudget:
         """Take the budget that is set, or the one that this model has on this device."""
+        # A group of ranks that had no memory for a batch ended, and this one follows it.
+        most = budget.kept_after_shortage(folder, facts) if self._crew else budget.LAST_PROBE
         if settings.max_batch_tokens:
-            return TokenBudget(settings.max_batch_tokens, self._memory)
+            return TokenBudget(min(most, settings.max_batch_tokens), self._memory)
         prepared = self._probe([PROBE_TEXT], min(PROBE_ROW_TOKENS, self._most))
         length = max(1, int(prepared.lengths[0]))
 
         def run(tokens: int) -> None:
+            self._tokens_at_work = tokens
             self._forward(prepared, np.zeros(max(1, tokens // length), np.int64), None, None).float().cpu()
 
-        found = budget.find(settings.state_dir.expanduser() / "devices", facts, run, self._memory)
-        return TokenBudget(found.tokens, self._memory, found.bytes_per_token)
+        found = budget.find(folder, facts, run, self._memory)
+        return TokenBudget(min(most, found.tokens), self._memory, found.bytes_per_token)
 
 
 def _fetch(values: torch.Tensor) -> np.ndarray:
@@ -325,5 +340,6 @@ def _facts(loaded: Loaded, device: str, settings: Settings) -> dict[str, str]:
         "pads": str(loaded.pads),
         "backend": settings.backend,
         "compile": str(settings.compile),
+        **({} if is_whole(loaded.model) else {"shard": f"{settings.shard} {planned_ranks()}"}),
         **{package: version(package) for package in (*PACKAGES, *RUNTIMES.get(settings.backend, ()))},
     }

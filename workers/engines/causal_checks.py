@@ -54,9 +54,7 @@ class Example:
         self._spec = spec
         self._causal = causal
         self._prompt, self._tokens = _example(question, tokenizer, pair, causal.most)
-        with torch.inference_mode():
-            ids = torch.from_numpy(self._prompt.ids)[None].to(causal.model.device)
-            logits = causal.model(input_ids=ids, use_cache=False).logits[0, -1].float().cpu()
+        logits = causal.all_logits(self._prompt.ids)
         self._expected = logits[self._tokens].numpy()
         self._largest = float(logits.abs().max())
 

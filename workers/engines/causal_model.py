@@ -18,11 +18,13 @@ from tasks.settings import Settings
 from workers.engines.blocks import NO_LIMIT
 from workers.engines.features import to_device
 from workers.engines.footprint import Footprint, footprint_of
-from workers.engines.head import Head
+from workers.engines.head import Head, HeadRows
 from workers.engines.loading import LOAD_ERRORS, not_loaded
 from workers.engines.precision import DTYPES, choose_precision
 from workers.engines.prefix_cache import PrefixCache, depends_on_length, has_plain_cache, rest_mask
 from workers.engines.prompts import Ids
+from workers.sharding.crew import lead
+from workers.sharding.placing import check_placed, placement
 
 log = logging.getLogger(__name__)
 
@@ -37,16 +39,30 @@ def load_causal(spec: ModelSpec, device: str, settings: Settings) -> tuple[Any, 
     if settings.backend != "torch" or settings.compile:
         option = "--compile" if settings.compile else f"--backend {settings.backend}"
         raise UsageError(f"{option} is for embedding models; causal rerankers run on plain torch. Leave it out.")
+    (model, tokenizer), crew = lead("causal", spec, device, settings, lambda: read_causal(spec, device, settings))
+    model.crew = crew
+    return model, tokenizer
+
+
+def read_causal(spec: ModelSpec, device: str, settings: Settings) -> tuple[Any, Any]:
+    """Load this process's part of a ``*ForCausalLM``, and its tokenizer.
+
+    Raises:
+        ModelNotFound: the model's files are not there or cannot be read.
+        UsageError: they do not go with the devices.
+    """
     dtype = DTYPES[choose_precision(device, settings)]
     place = weights.locate(spec)
     weights.verify(spec)
     files = {"revision": spec.revision, "trust_remote_code": settings.trust_remote_code}
+    placed = placement(spec, device, settings, dtype)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **files)
+        model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **files, **placed)
         tokenizer = AutoTokenizer.from_pretrained(place, **files)
     except LOAD_ERRORS as exc:
         raise not_loaded(spec, exc) from exc
-    return model.eval().to(device), tokenizer
+    check_placed(spec, model, settings)
+    return (model.eval() if placed else model.eval().to(device)), tokenizer
 
 
 class CausalModel:
@@ -69,6 +85,7 @@ class CausalModel:
     def __init__(self, model: Any, tokenizer: Any, device: str) -> None:
         self.model = model
         self.decoder: torch.nn.Module = model.get_decoder()
+        self._decode: Any = self.decoder
         self._config = model.config.get_text_config()
         self._head = Head(model)
         self._device = device
@@ -86,7 +103,17 @@ class CausalModel:
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor, tokens: list[int]) -> torch.Tensor:
         """Return the logits of some tokens: (n_rows, dim) of the last positions -> (n_rows, n_tokens) float32."""
-        return self._head.logits(hidden, tokens)
+        return self._head.logits(hidden, self.head_rows(tokens))
+
+    def head_rows(self, tokens: list[int]) -> HeadRows:
+        """Return the output layer's rows of some tokens."""
+        return self._head.rows(tokens)
+
+    @torch.inference_mode()
+    def all_logits(self, prompt: Ids) -> torch.Tensor:
+        """Return the logits of a prompt's last token as transformers alone computes them, (n_tokens,) float32."""
+        logits: torch.Tensor = self.model(input_ids=self._send(prompt[None]), use_cache=False).logits
+        return logits[0, -1].float().cpu()
 
     @torch.inference_mode()
     def read(self, prompts: Sequence[Ids], length: int | None = None) -> torch.Tensor:
@@ -97,16 +124,19 @@ class CausalModel:
             length: tokens that each is padded to, on the right, where no token before sees it; None for the longest.
         """
         if not self.can_pad and len(prompts) > 1:
-            return torch.cat([self.read([prompt]) for prompt in prompts])
+            return torch.cat([self._read([prompt], None) for prompt in prompts])
+        return self._read(prompts, length)
+
+    def _read(self, prompts: Sequence[Ids], length: int | None) -> torch.Tensor:
         ids, last = self._pad(prompts, length)
-        return self._at(last, self.decoder(input_ids=ids, use_cache=False))
+        return self._at(last, self._decode(input_ids=ids, use_cache=False))
 
     @torch.inference_mode()
     def read_prefixes(self, prefixes: Sequence[Ids]) -> PrefixCache:
         """Return the keys and values of some prefixes, each (n_tokens,) int64."""
         ids, _ = self._pad(prefixes)
         cache = PrefixCache(self._config.num_hidden_layers)
-        self.decoder(input_ids=ids, past_key_values=cache, use_cache=True)
+        self._decode(input_ids=ids, past_key_values=cache, use_cache=True)
         return cache
 
     def footprint(self) -> Footprint:
@@ -130,7 +160,7 @@ class CausalModel:
         cache.use(self._send(owners))
         positions = first[:, None] + torch.arange(ids.shape[1], device=ids.device)
         mask = rest_mask(first, cache.get_seq_length(), ids.shape[1], self.model.dtype)
-        output = self.decoder(
+        output = self._decode(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions.clamp(max=self.most - 1),  # of padding; some models have a table of them
@@ -153,4 +183,5 @@ class CausalModel:
 
     def _at(self, places: torch.Tensor, output: Any) -> torch.Tensor:
         hidden: torch.Tensor = output.last_hidden_state
+        places = places.to(hidden.device)  # the last of several
         return hidden[torch.arange(len(places), device=places.device), places]

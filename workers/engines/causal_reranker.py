@@ -22,7 +22,7 @@ from tasks.templates import names, read_template, template_for
 from workers.engines.batched import Loaded
 from workers.engines.blocks import Block, Prepared
 from workers.engines.causal_checks import PAIR, Example, check_references
-from workers.engines.causal_model import CausalModel, load_causal
+from workers.engines.causal_model import load_causal
 from workers.engines.fingerprint import fingerprint_of_causal
 from workers.engines.head import score_of
 from workers.engines.pair_scoring import PairScorer
@@ -31,6 +31,7 @@ from workers.engines.prompts import Prompt, tokens_of
 from workers.engines.question import Question
 from workers.engines.waves import Wave, cut_by_query, plan_waves
 from workers.running import attempt, run_patiently
+from workers.sharding.causal import causal_model_of
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class CausalReranker(PairScorer):
         file = read_template(settings.template) if settings.template else template_for(spec.name)
         self._template = file and file.plain()
         model, self._tokenizer = load_causal(spec, device, settings)
-        self._causal = CausalModel(model, self._tokenizer, device)
+        self._causal = causal_model_of(model, self._tokenizer, device, settings)
         self._asked: tuple[object, Question] | None = None
         loaded = Loaded(
             model=self._causal.decoder,

@@ -14,9 +14,12 @@ from tokenizers import Tokenizer
 
 from tasks.options import Template
 from workers.engines.languages import any_language
+from workers.sharding.crew import crew_of
+from workers.sharding.orders import TENSORS
+from workers.sharding.tensors import whole_tensors
 
-#: What a configuration says of files and libraries, and not of what is computed.
-_NO_CONTENT = {"_name_or_path", "transformers_version"}
+#: What a configuration says of files, libraries and devices, and not of what is computed.
+_NO_CONTENT = {"_name_or_path", "transformers_version", "distributed_config"}
 #: What a tokenizer does beside its backend: which tokens are put around a text, and which end of it is cut.
 _TOKENIZER_FACTS = (
     *("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id", "unk_token_id"),
@@ -52,7 +55,8 @@ def fingerprint_of_causal(model: Any, tokenizer: Any, template: Template | None,
     share a job.
     """
     digest = hashlib.blake2b(digest_size=8)
-    digest.update(f"{type(model).__name__} {most}".encode())
+    name = type(model).__name__.removeprefix("FSDP")  # torch's name for a class that is parted
+    digest.update(f"{name} {most}".encode())
     config = {name: value for name, value in model.config.to_diff_dict().items() if name not in _NO_CONTENT}
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     _add_tensors(digest, model)
@@ -62,7 +66,9 @@ def fingerprint_of_causal(model: Any, tokenizer: Any, template: Template | None,
 
 
 def _add_tensors(digest: hashlib.blake2b, model: torch.nn.Module) -> None:
-    for name, tensor in sorted(model.state_dict().items()):
+    if crew := crew_of(model):
+        crew.tell(TENSORS)
+    for name, tensor in whole_tensors(model):
         flat = tensor.detach().reshape(-1).contiguous().cpu()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(flat.view(torch.uint8).numpy().data)

@@ -60,7 +60,8 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         return self._extend(self.keys, key_states), self._extend(self.values, value_states)
 
     def _extend(self, prefixes: Any, rest: torch.Tensor) -> torch.Tensor:
-        return torch.cat([prefixes.index_select(0, self.rows), rest], dim=-2)
+        rows: Any = self.rows
+        return torch.cat([prefixes.index_select(0, rows.to(prefixes.device)), rest], dim=-2)
 
     def get_seq_length(self) -> int:
         return 0 if self.rows is None or self.keys is None else int(self.keys.shape[-2])
