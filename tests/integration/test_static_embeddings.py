@@ -76,6 +76,14 @@ def test_a_limit_in_the_tokenizer_s_file_counts_too(tmp_path: Path) -> None:
     assert found.n_tokens.tolist()[1:] == [40, 40]
 
 
+def test_what_static_embeddings_cannot_do_is_said(tmp_path: Path) -> None:
+    """There are no special tokens, so a limit of one token is fine."""
+    engine = load(static(tmp_path / "model"))
+    assert engine.check(EncodeOptions(max_tokens=1)) is None
+    assert "12 dimensions" in str(engine.check(EncodeOptions(truncate_dim=13)))
+    assert "knows no languages" in str(engine.check(EncodeOptions(language="en")))
+
+
 def test_texts_without_tokens_have_vectors_of_zeros(tmp_path: Path) -> None:
     """Alone in a batch as well."""
     found = load(static(tmp_path / "model")).encode(["", " "], EncodeOptions())

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from tasks.messages import ModelSpec
 from tasks.options import EncodeOptions
@@ -21,6 +22,7 @@ from workers.engines.features import TEXTS, features_of
 from workers.engines.fingerprint import fingerprint_of
 from workers.engines.languages import Languages
 from workers.engines.loading import load_model
+from workers.engines.quantising import weight_bytes
 
 
 class SentenceTransformerEncoder(BatchedEngine[str, EncodeOptions]):
@@ -45,6 +47,7 @@ class SentenceTransformerEncoder(BatchedEngine[str, EncodeOptions]):
             can_pad_to=self._features.can_pad_to,
             numbers=str(model.dtype),
             attention=str(getattr(getattr(model[0], "config", None), "_attn_implementation", None)),
+            weight_bytes=weight_bytes(model),
         )
         super().__init__(loaded, device, settings)
 
@@ -56,7 +59,8 @@ class SentenceTransformerEncoder(BatchedEngine[str, EncodeOptions]):
         if options.truncate_dim and options.truncate_dim > self._dim:
             return f"--truncate-dim {options.truncate_dim} is more than the model's {self._dim} dimensions"
         tokenizer = getattr(self._model[0], "tokenizer", None)
-        n_special = getattr(tokenizer, "num_special_tokens_to_add", lambda: 0)()
+        # Static embeddings have a bare tokenizer, and no special tokens.
+        n_special = tokenizer.num_special_tokens_to_add() if isinstance(tokenizer, PreTrainedTokenizerBase) else 0
         if options.max_tokens and options.max_tokens <= n_special:
             return f"--max-tokens {options.max_tokens} leaves no room beside the {n_special} special tokens"
         return self._languages.check(options)
