@@ -16,7 +16,7 @@ from sentence_transformers.base.modules import Dense
 from sentence_transformers.sentence_transformer.modules import WordWeights
 from transformers import PreTrainedModel, modeling_flash_attention_utils
 
-from tests.tiny_models import WORDS, tiny_bert
+from tests.tiny_models import WORDS, tiny_bert, tiny_sonar
 from workers.engines import attention
 from workers.engines.attention import is_unpadded, use_flash_attention
 from workers.engines.blocks import NO_LIMIT
@@ -117,3 +117,14 @@ def test_without_the_package_nothing_changes(load) -> None:
     use_flash_attention(model)
     assert model[0].model.config._attn_implementation == "sdpa"
     assert not is_unpadded(model)
+
+
+@pytest.mark.usefixtures("flash_attn")
+def test_a_model_that_numbers_tokens_by_itself_stays_padded(tmp_path) -> None:
+    """M2M100 takes no positions: rows one behind the other would be numbered as one."""
+    folder = tiny_sonar(tmp_path / "sonar")
+    model = SentenceTransformer(folder, device="cpu", model_kwargs={"dtype": torch.bfloat16})
+    use_flash_attention(model)
+    assert model[0].model.config._attn_implementation == "flash_attention_2"
+    assert not is_unpadded(model)
+    assert features_of(model, "cpu", TEXT_ROWS).pads
