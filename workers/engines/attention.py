@@ -5,7 +5,6 @@ FlashAttention takes the rows of a batch one behind the other instead of padded 
 
 from __future__ import annotations
 
-import inspect
 import logging
 from typing import Any
 
@@ -34,9 +33,7 @@ def use_flash_attention(model: SentenceTransformer) -> None:
     if not is_half or not getattr(transformer, "_supports_flash_attn", False):
         return
     transformer.set_attn_implementation("flash_attention_2")
-    # A model that numbers the tokens of a row by itself, as M2M100 does, would number all rows as one.
-    takes_positions = "position_ids" in inspect.signature(transformer.forward).parameters
-    can_unpad = takes_positions and all(isinstance(module, _UNPADDED) for module in list(model)[1:])
+    can_unpad = all(isinstance(module, _UNPADDED) for module in list(model)[1:])
     first.unpad_inputs = None if can_unpad else False  # None asks sentence-transformers to look again
     log.info("FlashAttention-2 in use", extra={"action": "load", "unpadded": is_unpadded(model)})
 
