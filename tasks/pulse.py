@@ -44,6 +44,10 @@ class Pulse:
         """Beat no more."""
         self._stopped.set()
 
+    def is_stopped_within(self, seconds: float) -> bool:
+        """Wait so long, or until it beats no more; return whether that is so."""
+        return self._stopped.wait(seconds)
+
     def change(self, **changes: Any) -> None:
         """Change fields of the status; the next report tells them. Threads may do so."""
         with self._change:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
@@ -13,6 +14,29 @@ if TYPE_CHECKING:
 
 #: Seconds after which a slot that says nothing is forgotten.
 FORGET_S = 60
+#: Devices of a slot that are told of at most, and characters of a device's name: the ledger is no place for more.
+MOST_DEVICES = 64
+MOST_CHARS = 64
+
+
+@dataclass(frozen=True)
+class DeviceUse:
+    """How full a device of a slot is.
+
+    Attributes:
+        device: its name.
+        used_bytes: of a GPU all that is in use; of the host's memory what the slot's own process there has.
+        total_bytes: of the device, or that the slot's control group may have of the host's memory.
+    """
+
+    device: str
+    used_bytes: int
+    total_bytes: int
+
+    @property
+    def share(self) -> float:
+        """The part that is in use."""
+        return self.used_bytes / self.total_bytes if self.total_bytes > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -31,6 +55,7 @@ class SlotStatus:
         chunks: chunks done since its start; ``tokens`` likewise.
         tokens_per_s: of the last chunk.
         model_s: seconds that its model worked since its start; ``idle_s`` those that it did not, within jobs.
+        memory: how full its devices are; empty if nobody tells. Of a slot in several processes an entry each.
         seen_s: seconds since it last reported.
     """
 
@@ -50,7 +75,14 @@ class SlotStatus:
     tokens_per_s: float = 0.0
     model_s: float = 0.0
     idle_s: float = 0.0
+    memory: tuple[DeviceUse, ...] = ()
     seen_s: float = 0.0
+
+    @property
+    def balance(self) -> float | None:
+        """The share in use of the emptiest device by that of the fullest, 1 being even; None of fewer than two."""
+        shares = [one.share for one in self.memory]
+        return min(shares) / max(shares) if len(shares) > 1 and max(shares) else None
 
 
 class Workforce:
@@ -62,6 +94,7 @@ class Workforce:
     def report(self, status: SlotStatus) -> None:
         """Write what a slot is and does."""
         fields: dict[Any, Any] = {name: str(value) for name, value in asdict(status).items() if name != "seen_s"}
+        fields["memory"] = _written(status.memory)
         with self._ledger.reaching():
             now_ms = self._now_ms()
             with self._ledger.redis.pipeline(transaction=False) as pipe:
@@ -120,6 +153,19 @@ class Workforce:
         return seconds * 1000 + microseconds // 1000
 
 
+def _written(memory: Sequence[DeviceUse]) -> str:
+    """Write how full devices are as JSON: a list of name, used and total bytes for each."""
+    return json.dumps([(one.device[:MOST_CHARS], one.used_bytes, one.total_bytes) for one in memory[:MOST_DEVICES]])
+
+
+def _read(memory: str | None) -> tuple[DeviceUse, ...]:
+    """Read what ``_written`` wrote; a node of an earlier release wrote nothing, and one of a later may otherwise."""
+    try:
+        return tuple(DeviceUse(str(name), int(used), int(total)) for name, used, total in json.loads(memory or "[]"))
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        return ()
+
+
 def _slot_status(fields: dict[str, str], seen_s: float) -> SlotStatus:
     return SlotStatus(
         slot=fields["slot"],
@@ -138,5 +184,6 @@ def _slot_status(fields: dict[str, str], seen_s: float) -> SlotStatus:
         tokens_per_s=float(fields["tokens_per_s"]),
         model_s=float(fields.get("model_s", 0)),  # a node of an earlier release reports neither
         idle_s=float(fields.get("idle_s", 0)),
+        memory=_read(fields.get("memory")),
         seen_s=seen_s,
     )

@@ -37,6 +37,7 @@ from tasks.slot import Slot
 from tasks.store import open_store, store_id
 from tasks.workforce import SlotStatus
 from workers.node import Watch
+from workers.occupancy import tell_memory
 from workers.serving import broker_url, model_spec
 
 log = logging.getLogger(__name__)
@@ -142,6 +143,7 @@ def _load(settings: Settings, pulse: Pulse) -> Slot:
     engine = _wrap(engine, settings)
     pulse.change(state="ready")
     pulse.report()
+    tell_memory(pulse)
     log.info("Slot %s ready: %s", pulse.status.slot, spec, extra={"action": "ready"})
     app = delivery.make_app(url, ledger.signer)
     return Slot(settings, ledger, store, app, engine, pulse, limits, loads)

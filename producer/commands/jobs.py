@@ -21,7 +21,8 @@ from producer.runs import runs
 from producer.summary import print_summary, summary
 from tasks.errors import JobFailed, UsageError
 from tasks.records import JobStatus
-from tasks.settings import Settings
+from tasks.settings import GIB, Settings
+from tasks.workforce import SlotStatus
 
 #: Failed rows that `penstock status` names.
 SHOWN_ERRORS = 10
@@ -176,23 +177,35 @@ def retry(
 
 
 def workers(broker: shared.Broker = None, store: shared.Store = None, as_json: shared.AsJson = False) -> None:
-    """List the live workers: host, slot, device, model, state, chunks done, tokens/s, last seen, and their troubles."""
+    """List the live workers: host, slot, device, memory, model, state, chunks done, tokens/s, last seen, and troubles.
+
+    Of a slot on several devices, balance is the share in use of the emptiest by that of the fullest.
+    """
     settings = Settings.load(broker_url=broker, store_url=store)
     found = [slot for _, client in open_clients(settings) for slot in client.live_slots()]
-    slots = [asdict(slot) for slot in found]
     if as_json:
-        shared.print_json(slots)
+        shared.print_json([{**asdict(slot), "balance": slot.balance} for slot in found])
         return
-    if not slots:
+    if not found:
         shared.err.print("no live workers; start one with `penstock worker --model MODEL`", markup=False)
         return
-    table = Table("host", "slot", "device", "model", "state", "chunks", "tokens/s", "last seen", box=None)
-    for slot in slots:
-        rates = (f"{slot['chunks']:,}", f"{slot['tokens_per_s']:,.0f}", f"{slot['seen_s']:.0f} s ago")
-        table.add_row(slot["host"], slot["slot"], slot["device"], escape(slot["model"]), slot["state"], *rates)
+    table = Table("host", "slot", "device", "memory", "model", "state", "chunks", "tokens/s", "last seen", box=None)
+    for slot in found:
+        rates = (f"{slot.chunks:,}", f"{slot.tokens_per_s:,.0f}", f"{slot.seen_s:.0f} s ago")
+        table.add_row(slot.host, slot.slot, slot.device, _memory(slot), escape(slot.model), slot.state, *rates)
     shared.out.print(table)
     for trouble, names in troubles(found).items():
         shared.out.print(f"{', '.join(names)}: {trouble}", markup=False)
+
+
+def _memory(slot: SlotStatus) -> str:
+    """Write how full a slot's devices are: ``17.2 + 16.8 of 24.0 GiB, balance 98%``."""
+    if not slot.memory:
+        return ""
+    used = " + ".join(f"{one.used_bytes / GIB:.1f}" for one in slot.memory)
+    totals = [f"{one.total_bytes / GIB:.1f}" for one in slot.memory]
+    total = totals[0] if len(set(totals)) == 1 else " + ".join(totals)
+    return f"{used} of {total} GiB" + ("" if slot.balance is None else f", balance {slot.balance:.0%}")
 
 
 def open_clients(settings: Settings) -> Iterator[tuple[str, Client]]:

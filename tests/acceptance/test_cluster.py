@@ -12,6 +12,7 @@ import psutil
 import pyarrow.parquet as pq
 
 from tasks.endings import EXIT_NOT_STARTED
+from tasks.settings import GIB, MIB
 from tests.acceptance.conftest import PATIENCE_S, Cluster, texts, tree, wait_until
 
 SLOW = "fake:ms_per_row=5"
@@ -135,15 +136,21 @@ def test_a_cancelled_job_stays_cancelled(cluster: Cluster) -> None:
 
 
 def test_workers_shows_who_works(cluster: Cluster) -> None:
-    """Host, slot, device, model, chunks done, tokens/s, last seen."""
+    """Host, slot, device, memory, model, chunks done, tokens/s, last seen."""
     cluster.shell.write("corpus.txt", texts(20))
     cluster.start_worker("fake", processes=1)
     cluster.shell.run("encode", "corpus.txt", "--model", "fake", "--out", "v.npy", "--chunk-rows", 5)
     (slot,) = wait_until(lambda: [s for s in cluster.slots() if s["chunks"] == 4], "the slot reported its chunks")
     assert (slot["device"], slot["model"]) == ("cpu", "fake")
     assert slot["tokens_per_s"] > 0
+    (slot,) = wait_until(lambda: [s for s in cluster.slots() if s["memory"]], "the slot reported its memory")
+    (cpu,) = slot["memory"]
+    assert cpu["device"] == "cpu"
+    assert 20 * MIB < cpu["used_bytes"] < cpu["total_bytes"]
+    assert [one["balance"] for one in cluster.shell.json("workers")] == [None]
     shown = cluster.shell.run("workers").stdout
     assert slot["slot"] in shown
+    assert f" of {cpu['total_bytes'] / GIB:.1f} GiB " in shown
 
 
 def test_two_stores_that_differ_are_refused_by_name(cluster: Cluster) -> None:

@@ -13,7 +13,7 @@ from tasks import keys
 from tasks import ledger as ledger_module
 from tasks.errors import UnknownJob
 from tasks.ledger import Recorded, Refusal
-from tasks.workforce import SlotStatus
+from tasks.workforce import MOST_DEVICES, DeviceUse, SlotStatus
 from tests.conftest import wait_until
 from tests.contracts.desk import DIED, Desk, now_ms, wait_ms
 
@@ -802,6 +802,32 @@ class LedgerContract:
         (found,) = ledger.workforce.slots()
         assert replace(found, seen_s=0.0) == status
         assert 0 <= found.seen_s < 20
+
+    def test_a_slot_tells_how_full_its_devices_are(self, ledger):
+        """Each by name, and how evenly."""
+        memory = (DeviceUse("cuda:0", 30, 40), DeviceUse("cuda:1", 60, 160))
+        ledger.workforce.report(slot_status(memory=memory))
+        (found,) = ledger.workforce.slots()
+        assert found.memory == memory
+        assert found.balance == 0.5
+        assert (slot_status().balance, slot_status(memory=memory[:1]).balance) == (None, None)
+
+    def test_what_a_slot_tells_of_its_devices_is_bounded(self, ledger):
+        """The ledger is small, whatever a slot says."""
+        ledger.workforce.report(slot_status(memory=[DeviceUse("x" * 1000, 1, 2)] * 1000))
+        (found,) = ledger.workforce.slots()
+        assert len(found.memory) == MOST_DEVICES
+        assert ledger.redis.hstrlen(keys.slot("node/0"), "memory") < 100 * MOST_DEVICES
+
+    @pytest.mark.parametrize("written", [None, "", "[", "{}", "3", '["a"]', '[["cpu", 1]]', '[["cpu", "x", 2]]'])
+    def test_a_slot_of_another_release_is_readable(self, ledger, written):
+        """One that tells nothing of its devices, or in another way."""
+        ledger.workforce.report(slot_status())
+        ledger.redis.hdel(keys.slot("node/0"), "memory")
+        if written is not None:
+            ledger.redis.hset(keys.slot("node/0"), "memory", written)
+        (found,) = ledger.workforce.slots()
+        assert found.memory == ()
 
     def test_slots_are_asked_for_by_queue_or_by_name(self, ledger):
         """A client counts those that serve its model, a node looks after its own."""
