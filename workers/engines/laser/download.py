@@ -133,7 +133,7 @@ def _turn(folder: Path) -> Iterator[None]:
 
 def _fetch(store: Any, name: str, folder: Path) -> None:
     """Fetch one file: into a part that keeps what came, then under its name."""
-    with _faults():
+    with _faults(name):
         meta = store.head(name)
     size, etag = meta["size"], meta["e_tag"] or ""
     mark = hashlib.blake2b(f"{etag} {size} {meta['last_modified']}".encode(), digest_size=4).hexdigest()
@@ -157,7 +157,7 @@ def _receive(store: Any, name: str, part: Path, size: int, etag: str) -> None:
     options: dict[str, Any] = {"if_match": etag} if etag and not etag.startswith("W/") else {}
     if have:
         options["range"] = {"offset": have}
-    with _faults(), part.open("ab") as file:
+    with _faults(name), part.open("ab") as file:
         try:
             answer = store.get(name, options=options)
         except (NotSupportedError, PreconditionError):  # no ranges, or another file by now: from the beginning
@@ -195,14 +195,14 @@ def _md5(path: Path) -> str:
 
 
 @contextmanager
-def _faults() -> Iterator[None]:
+def _faults(name: str) -> Iterator[None]:
     """Say in one line what an exception of obstore's means."""
     try:
         yield
     except FileNotFoundError as exc:
-        raise ModelNotFound("the server has no such file") from exc
+        raise ModelNotFound(f"{name}: the server has no such file") from exc
     except (PermissionDeniedError, UnauthenticatedError) as exc:
-        raise ModelNotFound("the server refuses the file") from exc
+        raise ModelNotFound(f"{name}: the server refuses it") from exc
     except BaseError as exc:
         line = object_store.first_line(exc)
-        raise StoreUnavailable(redact(line.partition(" - ")[2] or line)) from exc
+        raise StoreUnavailable(f"{name}: {redact(line.partition(' - ')[2] or line)}") from exc
