@@ -26,6 +26,8 @@ def load_engine(spec: ModelSpec, device: str, settings: Settings) -> Encoder | S
         ModelNotFound: its files are not there or cannot be read.
         UsageError: the settings do not go together, or not with this model.
     """
+    if settings.quantize and spec.engine in {"fake", "laser"}:
+        raise UsageError(f"--quantize is for transformers; --model {spec} is none. Leave it out.")
     _Loads.n += 1
     if settings.operation == "score":
         return _load_scorer(spec, device, settings)

@@ -64,6 +64,7 @@ class Loaded:
         pads: whether a batch is padded to its longest row; the model then computes the padding too.
         can_pad_to: whether a batch can be padded to any length.
         numbers: their type.
+        weight_bytes: memory of its weights; 0 if nobody counted.
         attention: the kernels for it.
     """
 
@@ -74,6 +75,7 @@ class Loaded:
     can_pad_to: bool
     numbers: str
     attention: str
+    weight_bytes: int = 0
 
 
 class BatchedEngine(ABC, Generic[R, O]):
@@ -96,7 +98,7 @@ class BatchedEngine(ABC, Generic[R, O]):
         self._tokenising = threading.Lock()
         self._most, self._pads = loaded.most, loaded.pads
         self._fixed_shapes = FixedShapes(device, loaded.most, self._run_probe, can_pad=loaded.can_pad_to)
-        self.weights = loaded.weights
+        self.weights, self.weight_bytes = loaded.weights, loaded.weight_bytes
         self._crew = crew_of(loaded.model)
         if device == "cpu" and not settings.compile and is_whole(loaded.model):
             pack_linears(loaded.model, self._run_sample)

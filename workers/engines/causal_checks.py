@@ -120,7 +120,7 @@ class Example:
         return logits
 
     def _is_close(self, found: np.ndarray, expected: np.ndarray, tolerances: dict[int, float]) -> bool:
-        tolerance = tolerances[self._causal.n_bytes] * self._largest
+        tolerance = tolerances[self._causal.rounding_bytes] * self._largest
         return bool(np.abs(found - expected).max() <= tolerance)  # not so for NaN
 
 

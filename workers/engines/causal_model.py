@@ -23,6 +23,7 @@ from workers.engines.loading import LOAD_ERRORS, not_loaded
 from workers.engines.precision import DTYPES, choose_precision
 from workers.engines.prefix_cache import PrefixCache, depends_on_length, has_plain_cache, rest_mask
 from workers.engines.prompts import Ids
+from workers.engines.quantising import check_quantize, quantise, rounding_bytes
 from workers.sharding.crew import lead
 from workers.sharding.placing import check_placed, placement
 
@@ -36,6 +37,7 @@ def load_causal(spec: ModelSpec, device: str, settings: Settings) -> tuple[Any, 
         ModelNotFound: the model's files are not there or cannot be read.
         UsageError: device, precision and backend do not go together.
     """
+    check_quantize(settings)
     if settings.backend != "torch" or settings.compile:
         option = "--compile" if settings.compile else f"--backend {settings.backend}"
         raise UsageError(f"{option} is for embedding models; causal rerankers run on plain torch. Leave it out.")
@@ -62,6 +64,7 @@ def read_causal(spec: ModelSpec, device: str, settings: Settings) -> tuple[Any, 
     except LOAD_ERRORS as exc:
         raise not_loaded(spec, exc) from exc
     check_placed(spec, model, settings)
+    quantise(model, spec, device, settings)
     return (model.eval() if placed else model.eval().to(device)), tokenizer
 
 
@@ -77,7 +80,7 @@ class CausalModel:
         model: the same.
         decoder: its transformer, without the output layer.
         most: tokens that it takes.
-        n_bytes: of one of its numbers.
+        n_bytes: of one of its numbers; rounding_bytes: of the coarsest that it multiplies.
         can_pad: whether prompts of different lengths go through it together; if not, ``read`` takes one by one.
         reuses: whether prompts' beginnings are computed once for all prompts that share them.
     """
@@ -92,6 +95,7 @@ class CausalModel:
         limits = (getattr(self._config, "max_position_embeddings", None), tokenizer.model_max_length, NO_LIMIT)
         self.most = int(min(limit for limit in limits if limit is not None))
         self.n_bytes = int(model.dtype.itemsize)
+        self.rounding_bytes = rounding_bytes(model, self.n_bytes)
         self.can_pad = not depends_on_length(self._config)
         self.reuses = has_plain_cache(self._config) and self._takes("past_key_values", "position_ids")
         if not self.reuses:

@@ -28,6 +28,7 @@ from workers.engines.head import score_of
 from workers.engines.pair_scoring import PairScorer
 from workers.engines.prefix_cache import PrefixCache
 from workers.engines.prompts import Prompt, tokens_of
+from workers.engines.quantising import weight_bytes
 from workers.engines.question import Question
 from workers.engines.waves import Wave, cut_by_query, plan_waves
 from workers.running import attempt, run_patiently
@@ -59,6 +60,7 @@ class CausalReranker(PairScorer):
             can_pad_to=self._causal.can_pad,
             numbers=str(model.dtype),
             attention=str(getattr(model.config, "_attn_implementation", None)),
+            weight_bytes=weight_bytes(model),
         )
         pair = file and file.example and Pair(file.example.query, file.example.document)
         example = Example(spec, self._causal, self._question(ScoreOptions()), self._tokenizer, pair or PAIR)
@@ -66,7 +68,7 @@ class CausalReranker(PairScorer):
         example.check()
         if self._causal.reuses:
             self._footprint = self._causal.footprint()
-        if file:
+        if file and not settings.quantize:  # which gives other scores than published
             check_references(spec, file, self._causal.n_bytes, self.score)
 
     def check(self, options: ScoreOptions) -> str | None:

@@ -24,6 +24,7 @@ from workers.engines.features import PAIRS, features_of
 from workers.engines.fingerprint import fingerprint_of
 from workers.engines.loading import load_cross_encoder
 from workers.engines.pair_scoring import PairScorer
+from workers.engines.quantising import rounding_bytes, weight_bytes
 from workers.memory import is_out_of_memory
 
 #: Characters of the query in a pair of the engine's own.
@@ -56,8 +57,10 @@ class CrossEncoderScorer(PairScorer):
             can_pad_to=self._features.can_pad_to,
             numbers=str(model.dtype),
             attention=str(getattr(model.config, "_attn_implementation", None)),
+            weight_bytes=weight_bytes(model),
         )
-        n_bytes = min(number.element_size() for number in model.parameters() if number.is_floating_point())
+        least = min(number.element_size() for number in model.parameters() if number.is_floating_point())
+        n_bytes = rounding_bytes(model, least)
         with _told_of(spec):
             # By the layers as they came.
             expected = np.asarray(model.predict(SAMPLE, show_progress_bar=False), np.float32)

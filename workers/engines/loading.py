@@ -13,6 +13,7 @@ from tasks.messages import ModelSpec
 from tasks.settings import Settings
 from workers.engines.attention import use_flash_attention
 from workers.engines.precision import DTYPES, choose_precision
+from workers.engines.quantising import check_quantize, first_device, quantise
 from workers.sharding.crew import lead
 from workers.sharding.group import Dealing
 from workers.sharding.parts import ForwardPart
@@ -37,6 +38,7 @@ def load_model(spec: ModelSpec, device: str, settings: Settings) -> SentenceTran
         ModelNotFound: the model's files are not there or cannot be read.
         UsageError: device, precision, backend and compilation do not go together, or not with this model.
     """
+    check_quantize(settings)
     precision = choose_precision(device, settings)
     if settings.backend != "torch":
         if device != "cpu":
@@ -66,6 +68,7 @@ def load_cross_encoder(spec: ModelSpec, device: str, settings: Settings) -> Cros
         ModelNotFound: the model's files are not there or cannot be read.
         UsageError: device, precision and backend do not go together, or it gives more than one score a pair.
     """
+    check_quantize(settings)
     if settings.backend != "torch" or settings.compile:
         option = "--compile" if settings.compile else f"--backend {settings.backend}"
         raise UsageError(f"{option} is for embedding models; cross-encoders run on plain torch. Leave it out.")
@@ -106,13 +109,14 @@ def _read(kind: Kind, spec: ModelSpec, device: str, settings: Settings, precisio
         model = _KINDS[kind][0](
             place,
             revision=spec.revision,
-            device=None if "device_map" in placed else device,
+            device=None if "device_map" in placed else first_device(device, settings),
             trust_remote_code=settings.trust_remote_code,
             model_kwargs={"dtype": DTYPES[precision], **placed},
         )
     except LOAD_ERRORS as exc:
         raise not_loaded(spec, exc) from exc
     check_placed(spec, model, settings)
+    quantise(model, spec, device, settings)
     return model.eval()
 
 

@@ -44,13 +44,25 @@ class PackedLinear(torch.nn.Module):
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Multiply and add."""
-        flat = rows.reshape(-1, self.in_features)
-        n_rows = len(flat)
-        missing = bucket_length(n_rows, ROWS_STEP) - n_rows if n_rows > EXACT_ROWS else 0
-        if missing:  # else it would be a copy
-            flat = torch.nn.functional.pad(flat, (0, 0, 0, missing))
-        product: torch.Tensor = _ONEDNN._linear_pointwise(flat, self._packed, self.bias, "none", [], "")  # noqa: SLF001
-        return product[:n_rows].view(*rows.shape[:-1], self.out_features)
+        return multiply(rows, self._packed, self.bias, self.out_features)
+
+
+def multiply(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out_features: int) -> torch.Tensor:
+    """Multiply and add by oneDNN, in fp32 on a CPU: (..., in_features) -> (..., out_features).
+
+    Args:
+        rows: (..., in_features).
+        weight: (out_features, in_features), packed or not.
+        bias: (out_features,), if there is one.
+        out_features: which a packed weight does not tell.
+    """
+    flat = rows.reshape(-1, rows.shape[-1])
+    n_rows = len(flat)
+    missing = bucket_length(n_rows, ROWS_STEP) - n_rows if n_rows > EXACT_ROWS else 0
+    if missing:  # else it would be a copy
+        flat = torch.nn.functional.pad(flat, (0, 0, 0, missing))
+    product: torch.Tensor = _ONEDNN._linear_pointwise(flat, weight, bias, "none", [], "")  # noqa: SLF001
+    return product[:n_rows].view(*rows.shape[:-1], out_features)
 
 
 @torch.inference_mode()
