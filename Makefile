@@ -11,7 +11,7 @@ LASER_BIN := $(LASER_VENV)/bin
 STAND_IN := $(wildcard ops/laser/fairseq/*.toml ops/laser/fairseq/fairseq/*.py ops/laser/fairseq/fairseq/*/*.py)
 
 .DEFAULT_GOAL := check
-.PHONY: check demo test test-gpu test-laser laser faults unit lint types contracts format fuzz audit bench-memory bench-chunks bench-start bench-ceiling bench-encode bench-score bench-laser clean
+.PHONY: check demo test test-gpu test-laser laser faults unit lint types contracts format fuzz audit bench-memory bench-chunks bench-start bench-ceiling bench-encode bench-score bench-models bench-laser clean
 
 check: lint unit
 
@@ -74,6 +74,9 @@ bench-encode: $(VENV)/dev.stamp  ## DATA=FOLDER: penstock against sentence-trans
 
 bench-score: $(VENV)/dev.stamp  ## DATA=FOLDER: penstock against one pair at a time and CrossEncoder, on CISI
 	$(BIN)/python tests/benchmarks/score.py $(DATA)
+
+bench-models: $(VENV)/dev.stamp  ## DATA=FOLDER: families of models on one core; the table of docs/models.md
+	$(BIN)/python -m tests.benchmarks.families $(DATA)
 
 bench-laser: $(LASER_VENV)/laser.stamp  ## DATA=FOLDER: penstock against the official package; the table of docs/laser.md
 	$(LASER_BIN)/python tests/benchmarks/laser.py $(DATA)
