@@ -28,6 +28,8 @@ MOST_CHUNKS = 20
 TOP = 10
 #: Largest difference that other batches explain in fp32; other devices and precisions have larger ones.
 TOLERANCE = 1e-4
+#: The same with quantised weights: an input that differs by its last bit may be rounded to another step.
+QUANTISED_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ class Verdict:
         rows: that were compared.
         failed: that could not be computed here, though the job has results for them.
         largest: largest difference of any number; mean: over all numbers.
-        least_cosine: of a vector with its counterpart; None for scores.
+        least_cosine: of a vector with its counterpart; mean_cosine: of all; None for scores.
         queries: with two pairs or more in the sample; equal_ranks: mean share of the first ten ranks that hold the
             same document; None for vectors.
     """
@@ -134,6 +136,7 @@ class Verdict:
     largest: float
     mean: float
     least_cosine: float | None
+    mean_cosine: float | None
     queries: int
     equal_ranks: float | None
 
@@ -164,6 +167,7 @@ def compare(sample: Sample, table: pa.Table, spec: JobSpec) -> Verdict:
         largest=float(differences.max(initial=0.0)),
         mean=float(differences.mean()) if len(differences) else 0.0,
         least_cosine=None if cosines is None else float(cosines.min(initial=1.0)),
+        mean_cosine=None if cosines is None else float(cosines.mean()) if len(cosines) else 1.0,
         queries=len(shares),
         equal_ranks=float(np.mean(shares)) if shares else None,
     )

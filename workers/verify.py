@@ -1,7 +1,7 @@
 """The worker's part of ``penstock verify``: rows computed one at a time, in a process that does nothing else.
 
 ``python -m workers.verify FOLDER``. The folder holds ``spec.json``, a JobSpec, and ``rows.arrow``, the texts or pairs;
-``values.arrow`` comes to stand beside them: a value per row, or why there is none.
+``values.arrow`` comes to stand beside them: a value per row, or why there is none, and what was loaded.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def main() -> int:
     folder = Path(sys.argv[1])
     spec = JobSpec.model_validate_json((folder / "spec.json").read_bytes())
     try:
-        values, errors, weights = _compute(spec, _rows(folder / "rows.arrow", spec))
+        values, errors, loaded = _compute(spec, _rows(folder / "rows.arrow", spec))
     except PenstockError as exc:
         print(f"penstock verify: {exc}", file=sys.stderr)  # noqa: T201 - what a person sees
         return exc.exit_code
     flat = pa.array(values.reshape(-1))
     value = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
     table = pa.table({"value": value, "error": pa.array(errors, pa.string())})
-    (folder / "values.arrow").write_bytes(tables.to_bytes(table, {"weights": weights}))
+    (folder / "values.arrow").write_bytes(tables.to_bytes(table, loaded))
     return 0
 
 
@@ -46,8 +46,8 @@ def _rows(file: Path, spec: JobSpec) -> list[Any]:
     return list(map(kind, *(column.to_pylist() for column in table.columns)))
 
 
-def _compute(spec: JobSpec, rows: list[Any]) -> tuple[np.ndarray, list[str | None], str]:
-    """Return (n_rows, dim) values, the reasons where there is none, and the fingerprint of the weights.
+def _compute(spec: JobSpec, rows: list[Any]) -> tuple[np.ndarray, list[str | None], dict[str, str]]:
+    """Return (n_rows, dim) values, the reasons where there is none, and the weights' fingerprint and bytes.
 
     Raises:
         Permanent: the model cannot serve the job's options here.
@@ -79,7 +79,8 @@ def _compute(spec: JobSpec, rows: list[Any]) -> tuple[np.ndarray, list[str | Non
     found = [compute(row) for row in track(rows, "verifying", transient=True, disable=not sys.stderr.isatty())]
     dim = engine.dim(spec.options)
     values = [one.values[0] if one.errors[0] is None else np.zeros(dim, np.float32) for one in found]
-    return np.array(values, np.float32), [one.errors[0] for one in found], engine.weights
+    loaded = {"weights": engine.weights, "weight_bytes": str(getattr(engine, "weight_bytes", 0))}
+    return np.array(values, np.float32), [one.errors[0] for one in found], loaded
 
 
 if __name__ == "__main__":

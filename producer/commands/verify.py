@@ -16,11 +16,11 @@ import pyarrow as pa
 import typer
 
 from producer.commands import options as shared
-from producer.verification import TOLERANCE, Sample, compare, draw
+from producer.verification import QUANTISED_TOLERANCE, TOLERANCE, Sample, compare, draw
 from tasks import tables
 from tasks.errors import UsageError
 from tasks.messages import JobSpec
-from tasks.settings import Settings
+from tasks.settings import MIB, Settings
 
 _EXAMPLES = """
 [bold]Examples[/bold]
@@ -28,6 +28,8 @@ _EXAMPLES = """
   penstock verify score-3f9a1c02de --broker redis://queue:6379/0
 
   penstock verify encode-3f9a1c02de --sample 1000 --tolerance 0.01 --devices cpu
+
+  penstock verify encode-3f9a1c02de --quantize int8
 """
 
 
@@ -40,14 +42,21 @@ def verify(  # noqa: PLR0913 - one parameter an option
     job: shared.JobId,
     sample: Annotated[int, typer.Option(metavar="N", help="Rows to compute again.", min=1)] = 100,
     tolerance: Annotated[
-        float, typer.Option(metavar="T", help="Largest difference that passes. fp32 beside bf16 needs more.", min=0)
-    ] = TOLERANCE,
+        float | None,
+        typer.Option(
+            metavar="T",
+            help=f"Largest difference that passes. fp32 beside bf16 needs more. Default: {TOLERANCE}, of quantised "
+            f"weights {QUANTISED_TOLERANCE}.",
+            min=0,
+        ),
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(metavar="N", help="Draw the rows that this seed drew before. Default: others each time."),
     ] = None,
     devices: shared.Devices = None,
     precision: shared.Precision = None,
+    quantize: shared.Quantize = None,
     template: shared.Template = None,
     trust_remote_code: shared.TrustRemoteCode = None,
     broker: shared.Broker = None,
@@ -58,7 +67,8 @@ def verify(  # noqa: PLR0913 - one parameter an option
 
     Says the largest and mean difference, the least cosine of vectors, and how many of the first ten ranks of a query
     are the same. Exits with 1 if a difference is past the tolerance. The results of an embedded job can be verified
-    until they are collected.
+    until they are collected. With the --quantize of the job's workers it also says what that saves, and how far the
+    results are from those of fp32.
     """
     settings = shared.load_settings(locals())
     if importlib.util.find_spec("torch") is None:
@@ -71,16 +81,22 @@ def verify(  # noqa: PLR0913 - one parameter an option
         weights = found.status().weights
     table = _compute(found.spec, drawn, settings)
     verdict = compare(drawn, table, found.spec)
-    is_same_model = tables.metadata_of(table)["weights"] == weights
+    loaded = tables.metadata_of(table)
+    if tolerance is None:
+        tolerance = QUANTISED_TOLERANCE if settings.quantize else TOLERANCE
     passes = verdict.passes(tolerance)
     result = {
         "job": job,
         **asdict(verdict),
         "tolerance": tolerance,
-        "same_weights": is_same_model,
+        "same_weights": loaded["weights"] == weights,
         "seed": chosen,
         "passes": passes,
     }
+    if settings.quantize:
+        result["quantize"] = settings.quantize
+        result["weight_bytes"] = int(loaded["weight_bytes"])
+        result["beside_fp32"] = _beside_fp32(found.spec, drawn, settings)
     if as_json:
         shared.print_json(result)
     else:
@@ -97,12 +113,23 @@ def _compute(spec: JobSpec, sample: Sample, settings: Settings) -> pa.Table:
         (folder / "rows.arrow").write_bytes(tables.to_bytes(rows))
         (folder / "spec.json").write_text(spec.model_dump_json(), encoding="utf-8")
         environment = {**os.environ, **settings.environment(), "PYTHONSAFEPATH": "1"}
+        if settings.quantize is None:
+            environment.pop("PENSTOCK_QUANTIZE", None)
         status = subprocess.run(
             [sys.executable, "-P", "-m", "workers.verify", name], env=environment, check=False
         ).returncode
         if status:
             raise typer.Exit(status if status > 0 else 1)
         return tables.from_bytes((folder / "values.arrow").read_bytes(), "values.arrow")
+
+
+def _beside_fp32(spec: JobSpec, sample: Sample, settings: Settings) -> dict[str, Any]:
+    """Compare the job's rows with those of the same weights in fp32."""
+    table = _compute(spec, sample, settings.model_copy(update={"quantize": None, "precision": "fp32"}))
+    return {
+        **asdict(compare(sample, table, spec)),
+        "weight_bytes": int(tables.metadata_of(table)["weight_bytes"]),
+    }
 
 
 def _print(result: dict[str, Any]) -> None:
@@ -112,13 +139,35 @@ def _print(result: dict[str, Any]) -> None:
         f"mean difference: {result['mean']:.3g}",
     ]
     if result["least_cosine"] is not None:
-        lines.append(f"least cosine: {result['least_cosine']:.7f}")
+        lines.append(f"least cosine: {result['least_cosine']:.7f}, mean {result['mean_cosine']:.7f}")
     if result["equal_ranks"] is not None:
         lines.append(f"equal first ten ranks: {result['equal_ranks']:.1%} in {result['queries']:,} queries")
     if result["failed"]:
         lines.append(f"{result['failed']:,} rows could not be computed here")
     if not result["same_weights"]:
-        lines.append("the model that was loaded here is not the job's to the bit: other weights, precision or backend")
+        lines.append(
+            "the model that was loaded here is not the job's to the bit: other weights, --precision, --quantize or "
+            "--backend"
+        )
+    if "beside_fp32" in result:
+        lines += _price(result)
     lines.append("passed" if result["passes"] else f"FAILED; --seed {result['seed']} draws the same rows")
     for line in lines:
         shared.out.print(line, markup=False)
+
+
+def _price(result: dict[str, Any]) -> list[str]:
+    """Say what quantised weights save, and what they cost."""
+    full = result["beside_fp32"]
+    least, most = result["weight_bytes"] / MIB, full["weight_bytes"] / MIB
+    lines = [f"memory of the weights: {least:,.1f} MiB in {result['quantize']}, {most:,.1f} MiB in fp32"]
+    if most:
+        lines[0] += f": {1 - least / most:.0%} saved"
+    if full["least_cosine"] is not None:
+        lines.append(f"beside fp32: least cosine {full['least_cosine']:.5f}, mean {full['mean_cosine']:.5f}")
+    lines.append(f"beside fp32: largest difference {full['largest']:.3g}, mean {full['mean']:.3g}")
+    if full["equal_ranks"] is not None:
+        lines.append(f"beside fp32: equal first ten ranks {full['equal_ranks']:.1%}")
+    if full["failed"]:
+        lines.append(f"beside fp32: {full['failed']:,} rows could not be computed")
+    return lines
