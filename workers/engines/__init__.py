@@ -28,6 +28,8 @@ def load_engine(spec: ModelSpec, device: str, settings: Settings) -> Encoder | S
     """
     if settings.quantize and spec.engine in {"fake", "laser"}:
         raise UsageError(f"--quantize is for transformers; --model {spec} is none. Leave it out.")
+    if settings.engine and spec.engine != "laser":
+        raise UsageError(f"--engine {settings.engine} is for LASER; --model {spec} is another model. Leave it out.")
     _Loads.n += 1
     if settings.operation == "score":
         return _load_scorer(spec, device, settings)

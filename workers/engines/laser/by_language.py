@@ -16,7 +16,7 @@ from tasks.ports import Computed
 from tasks.settings import Settings
 from workers.engines.laser.checkpoints import choose, files_of, published
 from workers.engines.laser.download import Downloads
-from workers.engines.laser.encoder import LaserEncoder
+from workers.engines.laser.encoder import LaserEncoder, load_encoder
 from workers.memory import DeviceMemory, is_out_of_memory
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class LaserByLanguage:
         self._device = device
         self._settings = settings
         self._memory = memory
-        self._first = self._last = LaserEncoder(names[0], folder, device, settings)
+        self._first = self._last = load_encoder(names[0], folder, device, settings)
         #: In the order in which they were used.
         self._students: dict[str, LaserEncoder] = {}
         self.place = self._first.place
@@ -125,7 +125,7 @@ class LaserByLanguage:
         self._make_room((self._folder / files.weights).stat().st_size)
         log.info("Loading %s", name, extra={"action": "load"})
         try:
-            engine = LaserEncoder(name, self._folder, self._device, self._settings)
+            engine = load_encoder(name, self._folder, self._device, self._settings)
         except Exception as exc:
             if is_out_of_memory(exc):
                 raise DeviceFull from exc

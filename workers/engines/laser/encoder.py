@@ -37,18 +37,7 @@ class LaserEncoder(BatchedEngine[str, EncodeOptions]):
 
     def __init__(self, checkpoint: str, folder: Path, device: str, settings: Settings) -> None:
         self._checkpoint = checkpoint
-        opened = open_checkpoint(checkpoint, folder, device, settings)
-        self._model, self._steps = opened.model, opened.steps
-        loaded = Loaded(
-            model=opened.model,
-            weights=opened.weights,
-            most=opened.most,
-            pads=opened.pads,
-            can_pad_to=True,
-            numbers=opened.precision,
-            attention="sdpa" if opened.pads else "none",
-        )
-        super().__init__(loaded, device, settings)
+        super().__init__(self._open(folder, device, settings), device, settings)
         self._dim = self._run_sample().shape[1]
 
     def check(self, options: EncodeOptions) -> str | None:
@@ -59,8 +48,8 @@ class LaserEncoder(BatchedEngine[str, EncodeOptions]):
             return "LASER was trained without prompts; leave out --prompt and --prompt-name"
         if options.truncate_dim is not None:
             return "LASER's vectors are not made to be cut; leave out --truncate-dim"
-        if options.max_tokens and options.max_tokens <= self._steps.n_special:
-            return f"--max-tokens {options.max_tokens} leaves no room beside the {self._steps.n_special} special tokens"
+        if options.max_tokens and options.max_tokens <= self._n_special:
+            return f"--max-tokens {options.max_tokens} leaves no room beside the {self._n_special} special tokens"
         return None
 
     def dim(self, options: EncodeOptions) -> int:  # noqa: ARG002 - LASER's vectors are of one length
@@ -72,6 +61,20 @@ class LaserEncoder(BatchedEngine[str, EncodeOptions]):
     ) -> Computed:
         """Encode texts in their order."""
         return self._compute(texts, options, on_batch)
+
+    def _open(self, folder: Path, device: str, settings: Settings) -> Loaded:
+        """Load the checkpoint."""
+        opened = open_checkpoint(self._checkpoint, folder, device, settings)
+        self._model, self._steps, self._n_special = opened.model, opened.steps, opened.steps.n_special
+        return Loaded(
+            model=opened.model,
+            weights=opened.weights,
+            most=opened.most,
+            pads=opened.pads,
+            can_pad_to=True,
+            numbers=opened.precision,
+            attention="sdpa" if opened.pads else "none",
+        )
 
     def _prepare(self, rows: Sequence[str], options: EncodeOptions, limit: int) -> Prepared:  # noqa: ARG002
         tokens = self._steps(rows)
@@ -98,3 +101,17 @@ class LaserEncoder(BatchedEngine[str, EncodeOptions]):
 
     def _size(self, row: str) -> int:
         return len(row)
+
+
+def load_encoder(checkpoint: str, folder: Path, device: str, settings: Settings) -> LaserEncoder:
+    """Load a checkpoint with penstock's own reader, or with LASER's official package where that is set.
+
+    Raises:
+        ModelNotFound: a file is missing, damaged or somebody else's.
+        UsageError: a setting is not for LASER, or the package is not there.
+    """
+    if settings.engine == "laser_encoders":
+        from workers.engines.laser_encoders import OfficialLaserEncoder
+
+        return OfficialLaserEncoder(checkpoint, folder, device, settings)
+    return LaserEncoder(checkpoint, folder, device, settings)

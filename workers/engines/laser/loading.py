@@ -47,7 +47,7 @@ def open_checkpoint(checkpoint: str, folder: Path, device: str, settings: Settin
         ModelNotFound: a file is missing, damaged or somebody else's.
         UsageError: a setting is not for LASER.
     """
-    precision = _precision_of(device, settings)
+    precision = precision_of(device, settings)
     files = files_of(checkpoint, folder)
     content, dtype = read_checkpoint(folder / files.weights), DTYPES[precision]
     model: BiLstm | Transformer
@@ -62,12 +62,17 @@ def open_checkpoint(checkpoint: str, folder: Path, device: str, settings: Settin
             most, begins = model.most, bool(content["cfg"]["model"].prepend_bos)
     with reading(folder / files.pieces):
         steps = TextSteps(folder / files.pieces, numbers, begins=begins)
-    weights = _fingerprint([folder / name for name in files.names], precision)
+    facts = f"laser {text_steps.VERSION} {unicodedata.unidata_version} {precision}"
+    weights = fingerprint([folder / name for name in files.names], facts)
     return Opened(model.eval(), steps, weights, most, isinstance(model, Transformer), precision)
 
 
-def _precision_of(device: str, settings: Settings) -> str:
-    """Return the precision, and refuse what does nothing for LASER."""
+def precision_of(device: str, settings: Settings) -> str:
+    """Return the precision, and refuse what does nothing for LASER.
+
+    Raises:
+        UsageError: a setting is not for LASER.
+    """
     if settings.backend != "torch":
         raise UsageError(f"--backend {settings.backend}: LASER runs on plain torch. Leave it out.")
     for option in ("compile", "shard", "quantize", "trust_remote_code"):
@@ -76,10 +81,9 @@ def _precision_of(device: str, settings: Settings) -> str:
     return choose_precision(device, settings)
 
 
-def _fingerprint(files: list[Path], precision: str) -> str:
-    """Hash what vectors depend on: the files, the numbers' type, and the text steps with Python's Unicode tables."""
-    digest = hashlib.blake2b(digest_size=8)
-    digest.update(f"laser {text_steps.VERSION} {unicodedata.unidata_version} {precision}".encode())
+def fingerprint(files: list[Path], facts: str) -> str:
+    """Hash what vectors depend on: the files, and facts such as the numbers' type and the text steps' version."""
+    digest = hashlib.blake2b(facts.encode(), digest_size=8)
     for file in files:
         with file.open("rb") as opened:
             digest.update(hashlib.file_digest(opened, "blake2b").digest())

@@ -12,7 +12,7 @@ from tasks.settings import Settings
 from workers.engines.laser.by_language import LaserByLanguage
 from workers.engines.laser.checkpoints import files_of, named_by
 from workers.engines.laser.download import Downloads
-from workers.engines.laser.encoder import LaserEncoder
+from workers.engines.laser.encoder import load_encoder
 from workers.memory import DeviceMemory
 from workers.planning import SLOTS_VARIABLE
 
@@ -31,6 +31,6 @@ def load_laser(spec: ModelSpec, device: str, settings: Settings) -> Encoder:
     if downloads is not None:
         downloads.fetch(files_of(names[0], folder).names)
     if len(names) == 1:
-        return LaserEncoder(names[0], folder, device, settings)
+        return load_encoder(names[0], folder, device, settings)
     memory = DeviceMemory(device, settings.memory_ratio, int(os.environ.get(SLOTS_VARIABLE, "1")))
     return LaserByLanguage(names, folder, downloads, device, settings, memory)

@@ -47,6 +47,7 @@ class TransformerEncoder(nn.Module):
             if getattr(args, name, value) != value:
                 raise ValueError(f"the stand-in for fairseq has no encoder with {name}={getattr(args, name)!r}")
         self.dictionary = dictionary
+        self.max_source_positions = args.max_source_positions
         self.register_buffer("version", torch.tensor([3.0]))
         self.embed_tokens = embed_tokens
         self.embed_positions = Positions(args.encoder_embed_dim, dictionary.pad_index)
