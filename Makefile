@@ -3,8 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP_OPTIONS := --quiet --disable-pip-version-check --constraint constraints.txt
-PIP := $(BIN)/python -m pip install $(PIP_OPTIONS)
+PIP_OPTIONS := --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip install $(PIP_OPTIONS) --constraint constraints.txt
 # LASER's official package, beside a stand-in for fairseq that nothing else should meet.
 LASER_VENV := .venv-laser
 LASER_BIN := $(LASER_VENV)/bin
@@ -79,7 +79,7 @@ bench-models: $(VENV)/dev.stamp  ## DATA=FOLDER: families of models on one core;
 	$(BIN)/python -m tests.benchmarks.families $(DATA)
 
 bench-laser: $(LASER_VENV)/laser.stamp  ## DATA=FOLDER: penstock against the official package; the table of docs/laser.md
-	$(LASER_BIN)/python tests/benchmarks/laser.py $(DATA)
+	$(LASER_BIN)/python -m tests.benchmarks.laser $(DATA)
 
 clean:
 	rm -rf $(VENV) $(LASER_VENV) out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
@@ -101,7 +101,9 @@ $(LASER_BIN)/python: | $(BIN)/python
 	$(BIN)/python -m venv $(LASER_VENV)
 
 $(LASER_VENV)/laser.stamp: $(LASER_BIN)/python pyproject.toml constraints.txt $(STAND_IN)
-	$(LASER_BIN)/python -m pip install $(PIP_OPTIONS) --editable '.[worker,embedded]' pytest pytest-timeout hypothesis \
+	grep -v '^sacremoses==' constraints.txt > $(LASER_VENV)/constraints.txt  # the package wants one version of its own
+	$(LASER_BIN)/python -m pip install $(PIP_OPTIONS) --constraint $(LASER_VENV)/constraints.txt \
+		--editable '.[worker,embedded]' pytest pytest-timeout hypothesis \
 		requests 'laser_encoders==0.0.2' ./ops/laser/fairseq
 	$(LASER_BIN)/python -m pip check
 	@touch $@

@@ -27,6 +27,8 @@ SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 PAD = 1
 #: Pieces of the published LASER2, those of ``SPECIALS`` included.
 FULL_VOCABULARY = 50_004
+#: How large a student's numbers are about: it has learned the vectors of LASER2, and an LSTM's stay below 1.
+SIZE = 0.3
 #: Width of a tiny student, and of the layer within its layers.
 WIDTH, INNER = 32, 48
 
@@ -146,9 +148,9 @@ def _student(n_tokens: int, generator: torch.Generator, *, masked: bool) -> dict
         weight = torch.randn(rows, columns, generator=generator) / columns**0.5
         return {f"{name}.weight": weight, f"{name}.bias": torch.randn(rows, generator=generator) / 10}
 
-    def norm(name: str) -> dict[str, torch.Tensor]:
-        weight = 1 + torch.randn(WIDTH, generator=generator) / 10
-        return {f"{name}.weight": weight, f"{name}.bias": torch.randn(WIDTH, generator=generator) / 10}
+    def norm(name: str, size: float = 1.0) -> dict[str, torch.Tensor]:
+        weight = size * (1 + torch.randn(WIDTH, generator=generator) / 10)
+        return {f"{name}.weight": weight, f"{name}.bias": size * torch.randn(WIDTH, generator=generator) / 10}
 
     embedding = torch.randn(n_tokens, WIDTH, generator=generator) / WIDTH**0.5
     embedding[PAD] = 0
@@ -162,8 +164,8 @@ def _student(n_tokens: int, generator: torch.Generator, *, masked: bool) -> dict
             weights |= matrix(f"layers.{i}.self_attn.{part}", WIDTH, WIDTH)
         weights |= norm(f"layers.{i}.self_attn_layer_norm")
         weights |= matrix(f"layers.{i}.fc1", INNER, WIDTH) | matrix(f"layers.{i}.fc2", WIDTH, INNER)
-        weights |= norm(f"layers.{i}.final_layer_norm")
-    return weights | (norm("layer_norm") if masked else {})
+        weights |= norm(f"layers.{i}.final_layer_norm", 1.0 if i == 0 else SIZE)
+    return weights | (norm("layer_norm", SIZE) if masked else {})
 
 
 def _student_options(*, left_pad: bool) -> argparse.Namespace:
