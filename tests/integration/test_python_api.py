@@ -42,6 +42,25 @@ def test_a_file_is_encoded_waited_for_and_collected(client: Client, tmp_path: Pa
     np.testing.assert_array_equal(np.load(tmp_path / "vectors.npy"), vectors)
 
 
+def test_records_name_their_languages(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    """Rows keep their order, and one without a language and without the job's is an error row."""
+    records = [{"text": f"text {i}", "lang": ["eng_Latn", "fra_Latn", ""][i % 3]} for i in range(9)]
+    plain = client.encode([record["text"] for record in records], model="fake:dim=8")
+    whole = client.encode(records, model="fake:dim=8", language_field="lang", language="deu_Latn")
+    parts = client.encode(records, model="fake:dim=8", language_field="lang")
+    for job in (plain, whole, parts):
+        job.wait()
+    np.testing.assert_array_equal(whole.vectors(), plain.vectors())
+    assert np.isnan(parts.vectors()).all(axis=1).tolist() == [not record["lang"] for record in records]
+    assert not caplog.records
+    misspelled = client.encode(records, model="fake:dim=8", language_field="lnag", language="deu_Latn")
+    misspelled.wait()
+    np.testing.assert_array_equal(misspelled.vectors(), plain.vectors())
+    assert [record.message for record in caplog.records] == [
+        'No record has a language in field "lnag"; name the field that does, or say the language of all.'
+    ]
+
+
 def test_any_iterable_is_streamed(client: Client) -> None:
     """Strings, mappings and (id, text) pairs; the same text has the same vector."""
     forms = [
