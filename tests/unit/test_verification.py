@@ -87,7 +87,7 @@ def test_vectors_are_compared_by_their_cosine_as_well(make_spec):
     """Two at a right angle, and two vectors of zeros, which are alike."""
     sample = sample_of([[1, 0], [0, 0]])
     verdict = compare(sample, recomputed([[0, 1], [0, 0]]), make_spec())
-    assert (verdict.least_cosine, verdict.largest, verdict.equal_ranks) == (0.0, 1.0, None)
+    assert (verdict.least_cosine, verdict.mean_cosine, verdict.largest, verdict.equal_ranks) == (0.0, 0.5, 1.0, None)
 
 
 def test_stored_half_precision_is_no_difference(make_spec):
