@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 from tokenizers.normalizers import Lowercase
+from transformers import M2M100Config, M2M100ForConditionalGeneration
 
+from tasks.errors import ModelNotFound
 from tasks.messages import ModelSpec
 from tasks.options import EncodeOptions
 from tasks.ports import Computed
@@ -125,6 +127,16 @@ def test_a_model_without_languages_takes_none(tmp_path: Path) -> None:
     engine = load(tiny_bert(tmp_path / "bert"))
     for options in (EncodeOptions(language="eng_Latn"), EncodeOptions(language_field="lang")):
         assert engine.check(options) == "the model knows no languages: leave out --language and --language-field"
+
+
+def test_a_whole_translation_model_is_no_encoder(tmp_path: Path) -> None:
+    """Its weights have other names: the encoder would be a random one, another in each slot."""
+    folder = Path(tiny_sonar(tmp_path / "model"))
+    whole = M2M100ForConditionalGeneration(M2M100Config.from_pretrained(folder))
+    (folder / "model.safetensors").unlink()
+    whole.save_pretrained(folder)
+    with pytest.raises(ModelNotFound, match="another model than the M2M100Encoder that would be run; 35 of 35 weights"):
+        load(str(folder))
 
 
 def test_reproducible_vectors_are_the_same_bits_in_each_language(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from tasks.errors import ModelNotFound, UsageError
 from tasks.messages import ModelSpec
 from tasks.settings import Settings
 from workers.engines.attention import use_flash_attention
+from workers.engines.missing_weights import check_weights
 from workers.engines.precision import DTYPES, choose_precision
 from workers.engines.quantising import check_quantize, first_device, quantise
 from workers.sharding.crew import lead
@@ -116,6 +117,8 @@ def _read(kind: Kind, spec: ModelSpec, device: str, settings: Settings, precisio
     except LOAD_ERRORS as exc:
         raise not_loaded(spec, exc) from exc
     check_placed(spec, model, settings)
+    if settings.shard is None:
+        check_weights(spec, model)
     quantise(model, spec, device, settings)
     return model.eval()
 
