@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     M2M100Config,
@@ -21,18 +24,23 @@ from transformers import (
     T5Config,
     T5Model,
 )
+from transformers.integrations import accelerate
 
 from tasks.errors import ModelNotFound
 from tasks.messages import ModelSpec
-from tasks.settings import Settings
+from tasks.settings import GIB, MIB, Settings
 from tests.tiny_causal import tiny_causal
 from tests.tiny_models import tiny_bert, tiny_cross_encoder
 from workers.engines.causal_model import load_causal
 from workers.engines.loading import load_cross_encoder, load_model
+from workers.sharding.spreading import limits_of
 from workers.sizing.blueprint import weigh_all
 from workers.sizing.drawing import draw
 from workers.sizing.meta import blueprint_of
 from workers.sizing.numbers import Numbers
+from workers.sizing.sharing import shares
+
+ROOT = Path(__file__).resolve().parents[2]
 
 #: How far a plan may be off.
 TOLERANCE = 0.1
@@ -216,3 +224,62 @@ def test_modules_that_are_no_transformer_count_by_their_files(tmp_path: Path) ->
     blueprint = draw(ModelSpec.parse(str(tmp_path)), Settings())
     assert blueprint.numbers == 1000
     assert {reason for _, reason in blueprint.why_not} == {"no transformer"}
+
+
+@pytest.mark.parametrize("rooms_mib", [[4, 4], [8, 8, 8, 8], [3, 8, 8]])
+def test_whole_layers_lie_where_transformers_lays_them(folder: Path, rooms_mib: list[int]) -> None:
+    """On devices that are not here; with the limits that a worker sets."""
+    place = tiny_causal(folder / "deep", hidden=64, layers=24)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(place), dtype=torch.bfloat16)
+    blueprint, rooms = blueprint_of(model), [size * MIB for size in rooms_mib]
+    whole = weigh_all(blueprint.tensors, Numbers("bf16").weigh)
+    limits = dict(enumerate(limits_of(rooms, whole) or []))
+    places = accelerate._get_device_map(model, "auto", limits, None)
+    held = dict.fromkeys(range(len(rooms)), 0)
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        held[places[max((key for key in places if f"{name}.".startswith(f"{key}.") or not key), key=len)]] += (
+            tensor.nbytes
+        )
+    planned = [share.weights_bytes for share in shares(blueprint, "auto", Numbers("bf16"), rooms)]
+    assert planned == pytest.approx(list(held.values()), rel=TOLERANCE, abs=1024)
+
+
+#: What one of two ranks runs: it loads its part of a model and prints the bytes that it holds.
+RANK = """
+import sys
+from pathlib import Path
+import torch
+from torch.distributed.tensor import DTensor
+from transformers import AutoModel, DistributedConfig
+from workers.sharding.group import join_group
+
+rank, size, place, meeting = sys.argv[1:]
+join_group(int(rank), 2, Path(meeting), "cpu")
+model = AutoModel.from_pretrained(place, dtype=torch.float32, distributed_config=DistributedConfig(**{size: 2}))
+held = {id(one): one for one in (*model.parameters(), *model.buffers())}.values()
+print(sum((one.to_local() if isinstance(one, DTensor) else one).nbytes for one in held))
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize(("shard", "size"), [("tensor", "tp_size"), ("fsdp", "fsdp_size")])
+def test_a_rank_holds_what_was_planned(folder: Path, tmp_path: Path, shard: str, size: str) -> None:
+    """Two processes that part a model between them."""
+    place = made(folder, "qwen2")
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, str(rank), size, place, str(tmp_path / "meeting")],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        for rank in range(2)
+    ]
+    try:
+        loaded = [int(rank.communicate(timeout=300)[0].split()[-1]) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    found = shares(draw(ModelSpec.parse(place), Settings()), shard, Numbers("fp32"), [GIB] * 2)
+    assert [share.weights_bytes for share in found] == pytest.approx(loaded, rel=TOLERANCE)

@@ -20,7 +20,7 @@ class Tensor:
         shape: its own.
         unit: the part of the model that it belongs to: one that stays whole where devices hold whole layers.
         number_bytes: of one number, whatever the precision; 0 if its numbers follow that.
-        is_linear: whether it is the weight matrix of a linear layer, (n_out, n_in), which can be quantised.
+        is_linear: whether it is the matrix of a linear layer in a repeated block, (n_out, n_in): what is quantised.
         split: along which dimension tensor parallelism parts it; None if each device holds all of it.
         group: with which fsdp gathers it and lets it go again; empty if it stays, once gathered.
     """

@@ -47,7 +47,7 @@ class Choice:
     @property
     def fitting(self) -> list[Room]:
         """The devices to name: those that it fits on, or all, if it needs all."""
-        fits = [left > 0 for left in self.left_bytes]
+        fits = [missing < 0 for missing in self._missing_bytes]
         if self.shard != "none" and not all(fits):
             return []
         return [room for room, is_enough in zip(self.rooms, fits, strict=False) if is_enough]
@@ -55,7 +55,7 @@ class Choice:
     @property
     def least_left_bytes(self) -> int:
         """What the device has left for batches that has least, of those to name."""
-        return min(left for left in self.left_bytes if left > 0)
+        return min(left for left, room in zip(self.left_bytes, self.rooms, strict=True) if room in self.fitting)
 
     @property
     def is_roomy(self) -> bool:
@@ -65,8 +65,16 @@ class Choice:
     @property
     def lacking_bytes(self) -> int:
         """What the device lacks that lacks most; or, where one device is enough, the one that lacks least."""
-        worst = max if self.shard == "none" else min
-        return max(0, -worst(self.left_bytes))
+        worst = min if self.shard == "none" else max
+        return max(0, worst(self._missing_bytes))
+
+    @property
+    def _missing_bytes(self) -> list[int]:
+        """What each device lacks; less than nothing of one that has enough."""
+        return [
+            max(-left, -1 if share.most_bytes is None else share.weights_bytes - share.most_bytes - 1)
+            for left, share in zip(self.left_bytes, self.shares, strict=True)
+        ]
 
 
 def choices(blueprint: Blueprint, rooms: Sequence[Room]) -> list[Choice]:
@@ -81,7 +89,7 @@ def choices(blueprint: Blueprint, rooms: Sequence[Room]) -> list[Choice]:
 def _choice(blueprint: Blueprint, numbers: Numbers, shard: str, rooms: tuple[Room, ...]) -> Choice:
     if reason := why_not(blueprint, shard, numbers, len(rooms)):
         return Choice(numbers, shard, rooms, reason=reason)
-    held = shares(blueprint, shard, numbers, [room.usable_bytes for room in rooms])
+    held = shares(blueprint, shard, numbers, [room.limit_bytes for room in rooms])
     return Choice(numbers, shard, rooms, tuple(held))
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from workers.sizing.blueprint import NUMBER_BYTES, Tensor
 
-#: Weights of a row that share a scale and a smallest value, of int4.
-GROUP = 128
-#: Bytes of a scale, and of an int4 group's smallest value.
+#: Bytes of a scale: one a row of int8, one a block of int4.
 SCALE_BYTES = 4
+#: Numbers that share a scale in int4.
+BLOCK = 64
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,6 @@ class Numbers:
             return count * tensor.number_bytes
         if self.quantize is None or not tensor.is_linear:
             return count * NUMBER_BYTES[self.precision]
-        rows, columns = shape
         if self.quantize == "int8":
-            return count + rows * SCALE_BYTES
-        return count / 2 + rows * math.ceil(columns / GROUP) * 2 * SCALE_BYTES
+            return count + shape[0] * SCALE_BYTES
+        return count / 2 + math.ceil(count / BLOCK) * SCALE_BYTES

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from workers.sizing.blueprint import Blueprint, Tensor, weigh_all
 from workers.sizing.numbers import Numbers
-from workers.sizing.placing import place_units
+from workers.sizing.placing import limits_for, place_units
 
 #: Choices of --shard; the first is none.
 SHARDS = ("none", "auto", "tensor", "fsdp")
@@ -23,17 +23,19 @@ class Share:
     Attributes:
         weights_bytes: of the weights, always.
         gathered_bytes: of other devices' weights, while the model computes.
+        most_bytes: of weights that the worker lays there at most; None if only the device itself sets a limit.
     """
 
     weights_bytes: int
     gathered_bytes: int = 0
+    most_bytes: int | None = None
 
 
 def why_not(blueprint: Blueprint, shard: str, numbers: Numbers, n_devices: int) -> str | None:
     """Say why a model cannot be shared out so, or return None."""
     if shard == "none":
         return None
-    if numbers.quantize and shard != "auto":
+    if numbers.quantize:
         return "not of quantised weights"
     if reason := dict(blueprint.why_not).get(shard):
         return reason
@@ -50,14 +52,15 @@ def shares(blueprint: Blueprint, shard: str, numbers: Numbers, rooms: Sequence[i
         blueprint: of the model.
         shard: one of SHARDS.
         numbers: that the weights are kept in.
-        rooms: bytes that each device has for weights and batches.
+        rooms: bytes that may still be taken of each device.
     """
     n = len(rooms)
     if shard == "none":
         return [Share(weigh_all(blueprint.tensors, numbers.weigh))] * n
     if shard == "auto":
         sizes = [weigh_all(tensors, numbers.weigh) for tensors in blueprint.by("unit").values()]
-        return [Share(held) for held in place_units(sizes, rooms)]
+        limits = limits_for(sizes, rooms)
+        return [Share(held, most_bytes=most) for held, most in zip(place_units(sizes, limits), limits, strict=True)]
     if shard == "tensor":
         return [Share(_parted(blueprint.tensors, numbers, rank, n)) for rank in range(n)]
     return [_gathering(blueprint, numbers, rank, n) for rank in range(n)]
