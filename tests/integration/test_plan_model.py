@@ -17,7 +17,6 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     M2M100Config,
-    M2M100Model,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -25,6 +24,7 @@ from transformers import (
     T5Model,
 )
 from transformers.integrations import accelerate
+from transformers.models.m2m_100.modeling_m2m_100 import M2M100Encoder
 
 from tasks.errors import ModelNotFound
 from tasks.messages import ModelSpec
@@ -33,6 +33,7 @@ from tests.tiny_causal import tiny_causal
 from tests.tiny_models import tiny_bert, tiny_cross_encoder
 from workers.engines.causal_model import load_causal
 from workers.engines.loading import load_cross_encoder, load_model
+from workers.engines.quantising import quantise
 from workers.sharding.spreading import limits_of
 from workers.sizing.blueprint import weigh_all
 from workers.sizing.drawing import draw
@@ -90,7 +91,7 @@ def _translator(name: str) -> Any:
         return T5Model(T5Config(vocab_size=700, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4))
     sizes = {f"{part}_{what}": n for part in ("encoder", "decoder") for what, n in (("layers", 2), ("ffn_dim", 128))}
     heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
-    return M2M100Model(M2M100Config(vocab_size=700, d_model=64, **sizes, **heads))
+    return M2M100Encoder(M2M100Config(vocab_size=700, d_model=64, **sizes, **heads))
 
 
 def with_tokenizer(place: Path, folder: Path) -> str:
@@ -127,6 +128,17 @@ def test_a_reranker_takes_what_was_planned(folder: Path, name: str, precision: s
     spec = ModelSpec.parse(made(folder, name), "score")
     load: Any = load_cross_encoder if name.startswith("ce-") else lambda *args: load_causal(*args)[0]
     assert planned_bytes(spec, settings) == pytest.approx(held_bytes(load(spec, "cpu", settings)), rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+@pytest.mark.parametrize("name", ["minilm", "qwen2"])
+def test_quantised_weights_take_what_was_planned(folder: Path, name: str, quantize: str) -> None:
+    """With their scales."""
+    spec, settings = ModelSpec.parse(made(folder, name)), Settings(state_dir=folder, precision="bf16")
+    model = load_model(spec, "cpu", settings)
+    quantise(model, spec, "cpu", settings.model_copy(update={"quantize": quantize}))
+    planned = weigh_all(draw(spec, settings).tensors, Numbers("bf16", quantize).weigh)  # type: ignore[arg-type]
+    assert planned == pytest.approx(held_bytes(model), rel=TOLERANCE)
 
 
 def test_numbers_of_the_checkpoint_do_not_count(folder: Path) -> None:
