@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,10 @@ from workers.engines.laser.checkpoints import files_of, named_by
 FLOAT32_BYTES = 4
 #: A safetensors file begins with the length of its header; a larger one is none.
 LARGEST_HEADER_BYTES = 100_000_000
+#: What reading the header of a file raises that has none.
+_NO_HEADER = (OSError, ValueError, TypeError, LookupError, AttributeError, struct.error)
+#: In the names of a repeated block's tensors, as in ``layers.3.mlp.up_proj.weight``.
+_IN_BLOCK = re.compile(r"\.\d+\..*weight$")
 
 
 def count_parameters(spec: ModelSpec) -> int | None:
@@ -37,6 +42,26 @@ def count_parameters(spec: ModelSpec) -> int | None:
     if spec.engine == "laser":
         return _of_laser(spec, place)
     return _in_folder(place)
+
+
+def count_in_blocks(spec: ModelSpec) -> int:
+    """Return the numbers in matrices of blocks that a transformer repeats, as far as files on this machine tell.
+
+    That is what ``--quantize`` quantises; such tensors have the number of a block in their names.
+    """
+    place = Path(weights.locate(spec))
+    folder = place if place.is_dir() else hub_snapshot(spec)
+    return sum(map(_in_blocks_of, weight_files(folder))) if folder else 0
+
+
+def _in_blocks_of(path: Path) -> int:
+    if path.suffix != ".safetensors":
+        return 0
+    try:
+        shapes = [tensor["shape"] for name, tensor in read_header(path).items() if _IN_BLOCK.search(name)]
+        return sum(math.prod(shape) for shape in shapes if len(shape) == 2)  # noqa: PLR2004 - a matrix
+    except _NO_HEADER:
+        return 0
 
 
 def _of_laser(spec: ModelSpec, folder: Path) -> int | None:
@@ -61,7 +86,7 @@ def _in_file(path: Path) -> int:
         return path.stat().st_size // FLOAT32_BYTES
     try:
         return sum(math.prod(tensor["shape"]) for name, tensor in read_header(path).items() if name != "__metadata__")
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, struct.error):
+    except _NO_HEADER:
         return path.stat().st_size // FLOAT32_BYTES  # whether it can be loaded is for the engine to say
 
 

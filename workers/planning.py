@@ -14,7 +14,7 @@ from tasks.messages import ModelSpec
 from tasks.settings import MIB, Settings
 from workers.devices import Device, find_devices, find_joined, join
 from workers.idleness import NOTE_VARIABLE, Idleness, note_path
-from workers.model_size import count_parameters
+from workers.model_size import count_in_blocks, count_parameters
 from workers.sharding.choosing import PARTED, check_shard
 
 #: Memory of a slot beside its weights: Python, torch, transformers and buffers. Measured with MiniLM's 87 MiB, pages
@@ -28,6 +28,8 @@ CUDA_SLOT_BYTES = 2048 * MIB
 
 #: Bytes of one parameter by --precision; auto is fp32 on a CPU and a half precision on a GPU.
 PARAMETER_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+#: The same of quantised ones, with their scales.
+QUANTISED_BYTES = {"int8": 1.0, "int4": 0.5625}
 
 #: Parameters that one process needs to keep a GPU busy: with fewer, tokenising and launching kernels take longer than
 #: the kernels. And the most processes before it was measured what they do. Rules of thumb, not measured.
@@ -204,8 +206,10 @@ class _Planning:
         """Memory that a slot takes of a device."""
         if self.spec.engine == "fake":
             return FAKE_SLOT_BYTES if self.device.is_cpu else 0
-        return (SLOT_BYTES if self.device.is_cpu else CUDA_SLOT_BYTES) + self._parameter_bytes * (
-            (self.parameters or 0) // self.parts
+        return (
+            (SLOT_BYTES if self.device.is_cpu else CUDA_SLOT_BYTES)
+            + self._parameter_bytes * ((self.parameters or 0) // self.parts)
+            - self._saved_bytes
         )
 
     @property
@@ -216,7 +220,16 @@ class _Planning:
         if self.parameters is None:
             return "and the weights, once they are here"
         parted = f" / {self.parts} on each device" if self.parts > 1 else ""
-        return f"with {self.parameters / 1e6:.0f} million parameters of {self._parameter_bytes} bytes{parted}"
+        saved = f", less {self._saved_bytes / MIB:.0f} MiB by {self.settings.quantize}" if self._saved_bytes else ""
+        return f"with {self.parameters / 1e6:.0f} million parameters of {self._parameter_bytes} bytes{parted}{saved}"
+
+    @property
+    def _saved_bytes(self) -> int:
+        """Memory of a GPU that quantised weights save. On a CPU they are there unquantised first."""
+        if self.settings.quantize is None or self.device.is_cpu or self.parameters is None:
+            return 0
+        each = max(0.0, self._parameter_bytes - QUANTISED_BYTES[self.settings.quantize])
+        return int(each * count_in_blocks(self.spec))
 
     @property
     def _parameter_bytes(self) -> int:

@@ -287,6 +287,20 @@ def test_memory_of_the_gpu_caps_its_processes(host, model):
     assert plan(model(22.7), processes_per_device=9)[0].slots == 9
 
 
+def test_quantised_weights_take_less_of_a_gpu(host, tmp_path):
+    """The matrices of repeated blocks do; on a CPU the weights are there unquantised first."""
+    shapes = {"embed.weight": [1000, 1024], "layers.0.up.weight": [4096, 1024], "layers.0.norm.weight": [1024]}
+    header = json.dumps({name: {"dtype": "F32", "shape": shape} for name, shape in shapes.items()}).encode()
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    spec = ModelSpec.parse(str(tmp_path))
+    host.has_gpus(gpu_line(0))
+    plain, int8, int4 = (plan(spec, devices="cuda", quantize=kind)[0] for kind in (None, "int8", "int4"))
+    assert plain.slot_bytes - int8.slot_bytes == 4 * MIB
+    assert plain.slot_bytes - int4.slot_bytes == 4 * 1.4375 * MIB
+    assert int8.slot_bytes_why.endswith("of 2 bytes, less 4 MiB by int8")
+    assert len({plan(spec, devices="cpu", quantize=kind)[0].slot_bytes for kind in (None, "int8")}) == 1
+
+
 def test_memory_that_nobody_tells_caps_nothing(host, model):
     """Such as that of chips that share it with the CPU."""
     host.has_gpus(f"0, {UUIDS[0]}, 0000000F:01:00.0, [N/A], [N/A], [N/A], NVIDIA GB10\n")

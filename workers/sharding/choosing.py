@@ -28,9 +28,7 @@ def check_shard(settings: Settings, spec: ModelSpec) -> None:
     if settings.backend != "torch" or settings.compile:
         option = "--compile" if settings.compile else f"--backend {settings.backend}"
         raise UsageError(f"{shard} does not go with {option}. Leave one of them out.")
-    if settings.quantize and settings.shard in PARTED:
-        raise UsageError(
-            f"{shard} does not go with --quantize {settings.quantize}: take --shard auto, or leave it out."
-        )
+    if settings.quantize:
+        raise UsageError(f"{shard} does not go with --quantize {settings.quantize}. Leave one of them out.")
     if importlib.util.find_spec("accelerate") is None:
         raise UsageError(f"{shard} needs accelerate: pip install 'penstock[shard]'.")

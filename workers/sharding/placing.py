@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from transformers import DistributedConfig, PreTrainedModel
 
 from tasks.errors import UsageError
@@ -60,8 +61,11 @@ def check_placed(spec: ModelSpec, model: torch.nn.Module, settings: Settings) ->
         UsageError: it cannot.
     """
     transformer = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
-    if settings.shard == "tensor" and planned_ranks() > 1 and transformer is not None:
-        _check_heads(spec, transformer)
+    if transformer is not None and planned_ranks() > 1:
+        if settings.shard == "tensor":
+            _check_heads(spec, transformer)
+        else:
+            _check_layers(spec, transformer)
     elif settings.shard == "auto":
         _check_spread(spec, transformer)
 
@@ -84,16 +88,24 @@ def _check_heads(spec: ModelSpec, model: Any) -> None:
             )
 
 
+def _check_layers(spec: ModelSpec, model: torch.nn.Module) -> None:
+    """Refuse a model of which FSDP gathers all layers at once, and never lets go of them."""
+    if not any(isinstance(module, FSDPModule) for module in model.modules() if module is not model):
+        raise _unplanned(spec, "fsdp", type(model).__name__.removeprefix("FSDP"))
+
+
 def explain(spec: ModelSpec, exc: Exception) -> UsageError | None:
     """Say what an error of loading means for the options, or return None if it is of another kind."""
     if found := _NO_PLAN.search(str(exc)):
-        kind, others = ("tensor", "fsdp or auto") if found[2] == "tp" else ("fsdp", "auto")
-        return UsageError(
-            f"--shard {kind}: transformers has no plan for parting {found[1]} ({spec}). Take --shard {others}."
-        )
+        return _unplanned(spec, "tensor" if found[2] == "tp" else "fsdp", found[1])
     if "offload" in str(exc):
         return _too_large(spec, "no room on the devices for all of its layers")
     return None
+
+
+def _unplanned(spec: ModelSpec, kind: str, name: str) -> UsageError:
+    others = "fsdp or auto" if kind == "tensor" else "auto"
+    return UsageError(f"--shard {kind}: transformers has no plan for parting {name} ({spec}). Take --shard {others}.")
 
 
 def _gib(size_bytes: int) -> str:
@@ -101,6 +113,4 @@ def _gib(size_bytes: int) -> str:
 
 
 def _too_large(spec: ModelSpec, why: str) -> UsageError:
-    return UsageError(
-        f"--shard auto: {spec} does not fit: {why}. Name more devices, or take a smaller --precision or --quantize."
-    )
+    return UsageError(f"--shard auto: {spec} does not fit: {why}. Name more devices, or take a smaller --precision.")
