@@ -21,7 +21,16 @@ N_ROWS = 400
 def encode(folder: Path, out: str, *options: str) -> dict[str, Any]:
     """Run the command on the folder's corpus and return its summary."""
     command = [sys.executable, "-P", "-m", "producer.cli", "encode", str(folder / "corpus.jsonl"), "--json"]
-    where = ["--model", f"laser:{folder / 'model'}", "--out", str(folder / out), "--workers", "2"]
+    where = [
+        "--model",
+        f"laser:{folder / 'model'}",
+        "--out",
+        str(folder / out),
+        "--workers",
+        "2",
+        "--max-batch-tokens",
+        "1000",
+    ]
     environment = {**os.environ, "PENSTOCK_STATE_DIR": str(folder / "state"), "PENSTOCK_CHUNK_ROWS": "100"}
     ran = subprocess.run([*command, *where, *options], capture_output=True, text=True, check=False, env=environment)
     assert ran.returncode == 0, ran.stderr[-2000:]
