@@ -48,7 +48,7 @@ LINES = (
 )
 
 
-def tiny_causal(
+def tiny_causal(  # noqa: PLR0913 - a size each
     folder: Path,
     shape: Shape = "qwen2",
     *,
@@ -56,6 +56,7 @@ def tiny_causal(
     layers: int = 3,
     limit: int = 1024,
     vocabulary: int = 0,
+    heads: int = 4,
 ) -> str:
     """Save a random causal language model, and return its folder.
 
@@ -66,6 +67,7 @@ def tiny_causal(
         layers: how many.
         limit: tokens of a prompt that it takes.
         vocabulary: tokens of its output layer; as many as its tokenizer has, if more.
+        heads: of its attention.
     """
     tokenizer = _byte_pairs()
     torch.manual_seed(0)
@@ -74,8 +76,8 @@ def tiny_causal(
         "hidden_size": hidden,
         "intermediate_size": 4 * hidden,
         "num_hidden_layers": layers,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads // 2 if heads % 2 == 0 else heads,
         "max_position_embeddings": limit,
         "initializer_range": 0.1,  # so that scores differ
         "tie_word_embeddings": True,

@@ -265,7 +265,7 @@ def _numbered(known: Sequence[str]) -> dict[str, int]:
     return {word: i for i, word in enumerate(dict.fromkeys(known))}
 
 
-def tiny_decoder(folder: Path, *, hidden: int = 64, layers: int = 3, limit: int = 256) -> str:
+def tiny_decoder(folder: Path, *, hidden: int = 64, layers: int = 3, limit: int = 256, heads: int = 4) -> str:
     """Save a random embedding model on a Qwen2 transformer, with its last token's state for a vector.
 
     Args:
@@ -273,11 +273,12 @@ def tiny_decoder(folder: Path, *, hidden: int = 64, layers: int = 3, limit: int 
         hidden: length of its vectors.
         layers: how many.
         limit: tokens that it takes.
+        heads: of its attention.
     """
     from tests.tiny_causal import tiny_causal
 
     base = folder.with_name(f"{folder.name}-base")
-    tiny_causal(base, hidden=hidden, layers=layers, limit=limit)
+    tiny_causal(base, hidden=hidden, layers=layers, limit=limit, heads=heads)
     modules = [Transformer(str(base), max_seq_length=limit), Pooling(hidden, pooling_mode="lasttoken"), Normalize()]
     SentenceTransformer(modules=modules, device="cpu").save(str(folder))
     return str(folder)

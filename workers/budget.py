@@ -181,11 +181,12 @@ def keep_less(folder: Path, name: dict[str, str], tokens: int) -> bool:
         tokens: of the batch, or the budget that it kept to.
 
     Returns:
-        Whether there is a half.
+        Whether there is a half, and it could be kept.
     """
     less = Probed(tokens=max(LEAST, tokens // 2), tokens_per_s=0, bytes_per_token=0, probed_s=time.time())
-    _write(_shortage_file(folder, name), less, name)
-    return tokens > LEAST
+    with suppress(OSError):  # which writing there meets again
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return _write(_shortage_file(folder, name), less, name) and tokens > LEAST
 
 
 def kept_after_shortage(folder: Path, name: dict[str, str]) -> int:
@@ -242,7 +243,8 @@ def _read(file: Path) -> Probed | None:
     return found if abs(time.time() - found.probed_s) < STALE_S else None
 
 
-def _write(file: Path, found: Probed, name: dict[str, Any]) -> None:
+def _write(file: Path, found: Probed, name: dict[str, Any]) -> bool:
+    """Write a file, in one step; return whether that went well."""
     draft = file.with_suffix(f".{os.getpid()}")
     try:
         draft.write_text(json.dumps({"of": name, "found": found.model_dump()}, indent=1))
@@ -251,3 +253,5 @@ def _write(file: Path, found: Probed, name: dict[str, Any]) -> None:
         log.warning("Budget not kept: %s", exc, extra={"action": "probe"})
         with suppress(OSError):
             draft.unlink()
+        return False
+    return True

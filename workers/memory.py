@@ -38,7 +38,7 @@ class DeviceMemory:
     """The memory of one device, of which a share may be in use.
 
     Args:
-        device: ``cpu`` or ``cuda``.
+        device: ``cpu``, ``cuda`` for the one in use, or ``cuda:1``.
         ratio: share of the whole that may be in use, by this process and all others together.
         slots: that share a GPU's part fairly.
     """
@@ -48,20 +48,24 @@ class DeviceMemory:
     slots: int = 1
 
     @property
+    def _index(self) -> int | None:
+        return torch.device(self.device).index
+
+    @property
     def room_bytes(self) -> int:
         """Bytes that may still be taken below the ratio; what torch keeps for itself and uses again counts as free."""
         if self.device == "cpu":
             return machine.host_memory(self.ratio).room_bytes(self.ratio)
-        free, total = torch.cuda.mem_get_info()
-        used = torch.cuda.memory_allocated()
-        free += torch.cuda.memory_reserved() - used
+        free, total = torch.cuda.mem_get_info(self._index)
+        used = torch.cuda.memory_allocated(self._index)
+        free += torch.cuda.memory_reserved(self._index) - used
         own = int(self.ratio * total / self.slots) - used
         return max(0, min(own, machine.Memory(int(total), int(free)).room_bytes(self.ratio)))
 
     def reset_peak(self) -> None:
         """Begin to measure ``peak_bytes`` anew, where the system can."""
         if self.device != "cpu":
-            torch.cuda.reset_peak_memory_stats()
+            torch.cuda.reset_peak_memory_stats(self._index)
             return
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
@@ -70,7 +74,7 @@ class DeviceMemory:
     def peak_bytes(self) -> int:
         """The most bytes that this process has had since ``reset_peak``; on systems without /proc, ever."""
         if self.device != "cpu":
-            return int(torch.cuda.max_memory_allocated())
+            return int(torch.cuda.max_memory_allocated(self._index))
         with suppress(OSError):
             lines = Path("/proc/self/status").read_text().splitlines()
             return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
@@ -83,6 +87,32 @@ class DeviceMemory:
         elif sys.platform == "linux":
             with suppress(AttributeError):  # musl has no such function
                 ctypes.CDLL(None).malloc_trim(0)
+
+
+class SpreadMemory(DeviceMemory):
+    """The memory of all GPUs that this process sees, over which the layers of a model are spread.
+
+    A batch goes through all of them, so what the fullest one has is all that there is. Not yet run on a GPU.
+    """
+
+    @property
+    def _members(self) -> list[DeviceMemory]:
+        return [DeviceMemory(f"cuda:{i}", self.ratio, self.slots) for i in range(torch.cuda.device_count())]
+
+    @property
+    def room_bytes(self) -> int:
+        """Bytes that may still be taken of each device."""
+        return min(member.room_bytes for member in self._members)
+
+    def reset_peak(self) -> None:
+        """Begin to measure ``peak_bytes`` anew."""
+        for member in self._members:
+            member.reset_peak()
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most bytes that this process has had on one device since ``reset_peak``."""
+        return max(member.peak_bytes for member in self._members)
 
 
 def device_name(device: str) -> str:

@@ -19,6 +19,7 @@ BUDGET = ("--max-batch-tokens", 512)
 
 MAKE = """
 import sys
+from pathlib import Path
 from tests.tiny_models import tiny_decoder
 tiny_decoder(Path(sys.argv[1]))
 """
@@ -141,3 +142,39 @@ def start_worker(cluster: Cluster, model: str) -> Started:
     worker = cluster.shell.start("worker", "--model", model, *SHARDED, "tensor", *BUDGET)
     wait_until(cluster.slots, "the slot is ready")
     return worker
+
+
+#: Python runs a file of this name at its start. In ranks other than 0 a batch of many tokens then finds no memory, and
+#: neither does any with a long row.
+SHORTAGE = """
+import sys
+if any("sharding.rank" in word for word in sys.orig_argv):
+    import torch
+    from workers.sharding import parts
+
+    run = parts.ForwardPart._run
+
+    def run_or_fail(part, features):
+        ids = features["input_ids"]
+        if ids.numel() > {most} or ids.shape[1] > {longest}:
+            raise torch.OutOfMemoryError("CUDA out of memory, as this test wants it")
+        return run(part, features)
+
+    parts.ForwardPart._run = run_or_fail
+"""
+
+
+def test_a_shortage_on_one_rank_makes_the_batches_smaller_and_spares_the_rows(shell: Shell, model: str) -> None:
+    """The group ends, as its ranks are out of step; the next one keeps to half as much, and no row is blamed."""
+    (shell.folder / "sitecustomize.py").write_text(SHORTAGE.format(most=BUDGET[1] // 2, longest=10_000))
+    shell.write("corpus.txt", texts(40))
+    options = ("--chunk-rows", 40, *BUDGET, *SHARDED, "tensor")
+    started = shell.start(
+        "encode", "corpus.txt", "--model", model, *options, "--out", "v.npy", PYTHONPATH=str(shell.folder)
+    )
+    said = started.finish()
+    assert started.returncode == 0, said
+    assert not np.isnan(vectors(shell, "v.npy")).any()
+    (log,) = (shell.folder / "state").rglob("worker*.log")
+    assert "rank 1 had no memory for" in log.read_text()
+    assert "the next ones are smaller" in log.read_text()

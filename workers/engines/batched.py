@@ -30,12 +30,13 @@ from workers.engines.fixed_shapes import FixedShapes
 from workers.engines.outbox import Outbox
 from workers.engines.packed_linear import pack_linears
 from workers.engines.runtimes import PACKAGES as RUNTIMES
-from workers.memory import DeviceMemory, device_name, is_out_of_memory
+from workers.memory import DeviceMemory, SpreadMemory, device_name, is_out_of_memory
 from workers.overlap import one_ahead
 from workers.planning import SLOTS_VARIABLE
 from workers.running import Ran, run_batches, run_patiently
 from workers.sharding.crew import crew_of
 from workers.sharding.group import planned_ranks
+from workers.sharding.placing import is_spread
 from workers.sharding.tensors import is_whole
 
 R = TypeVar("R")
@@ -102,7 +103,8 @@ class BatchedEngine(ABC, Generic[R, O]):
         self._crew = crew_of(loaded.model)
         if device == "cpu" and not settings.compile and is_whole(loaded.model):
             pack_linears(loaded.model, self._run_sample)
-        self._memory = DeviceMemory(device, settings.memory_ratio, int(os.environ.get(SLOTS_VARIABLE, "1")))
+        memory = SpreadMemory if is_spread(device, settings) else DeviceMemory
+        self._memory = memory(device, settings.memory_ratio, int(os.environ.get(SLOTS_VARIABLE, "1")))
         facts = _facts(loaded, device, settings)
         self.place = " ".join(facts.values())
         folder = settings.state_dir.expanduser() / "devices"

@@ -187,5 +187,6 @@ class CausalModel:
 
     def _at(self, places: torch.Tensor, output: Any) -> torch.Tensor:
         hidden: torch.Tensor = output.last_hidden_state
-        places = places.to(hidden.device)  # the last of several
-        return hidden[torch.arange(len(places), device=places.device), places]
+        rows = torch.arange(len(places), device=hidden.device)
+        found: torch.Tensor = hidden[rows, places.to(hidden.device)]  # on the last of several devices
+        return found.to(places.device)

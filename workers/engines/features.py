@@ -26,6 +26,7 @@ from workers.clipping import clip, tokenise_clipped
 from workers.engines.blocks import NO_LIMIT, Prepared
 from workers.engines.languages import Languages
 from workers.engines.static_features import StaticFeatures
+from workers.sharding.crew import crew_of
 
 R = TypeVar("R")
 R_contra = TypeVar("R_contra", contravariant=True)
@@ -98,6 +99,8 @@ def features_of(model: BaseModel, device: str, kind: Kind[R]) -> Features[R]:
     Raises:
         ModelNotFound: the model does not take text, or its tokens cannot be counted.
     """
+    if crew_of(model):
+        device = "cpu"  # a batch goes to the other ranks by way of the host, and each sends it to its device
     first: Any = model[0]
     if type(first) is StaticEmbedding:
         static: Any = StaticFeatures(model, device)  # takes texts, and such a model has no other rows

@@ -49,8 +49,10 @@ def encode(order: Order) -> bytes:
 def read(stream: BufferedReader) -> Order | None:
     """Return the next order, or None if there is no more, or only a part of one."""
     length = stream.read(_LENGTH_BYTES)
+    if len(length) < _LENGTH_BYTES:
+        return None
     header = stream.read(int.from_bytes(length, "big"))
-    if len(length) < _LENGTH_BYTES or not header:
+    if len(header) < int.from_bytes(length, "big"):
         return None
     said = json.loads(header)
     arrays = []

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel
 
 from tasks.messages import ModelSpec
 from tasks.settings import Settings
@@ -53,6 +55,9 @@ class ForwardPart(Part):
 
     def __init__(self, model: torch.nn.Module, key: str, device: str, dealing: Dealing) -> None:
         super().__init__(model)
+        for module in model.modules():
+            if isinstance(module, FSDPModule) and isinstance(module, PreTrainedModel):
+                _begin_at_root(module)
         self._forward: Callable[..., dict[str, Any]] = model.forward
         self._key = key
         self._device = device
@@ -76,13 +81,32 @@ class ForwardPart(Part):
     def _run(self, features: dict[str, Any]) -> torch.Tensor:
         n_rows = _count_rows(features)
         own = torch.from_numpy(self._dealing.own(n_rows))
-        features = {
-            name: to_device(value[own] if len(own) < n_rows else value, self._device)
-            if isinstance(value, torch.Tensor)
-            else value
-            for name, value in features.items()
-        }
+
+        def take(value: Any) -> Any:
+            if not isinstance(value, torch.Tensor):
+                return value
+            value = value[own] if len(own) < n_rows else value
+            return to_device(value, self._device) if value.device.type == "cpu" else value
+
+        features = {name: take(value) for name, value in features.items()}
         return self._dealing.together(self._forward(features)[self._key], n_rows)
+
+
+def _begin_at_root(model: torch.nn.Module) -> None:
+    """Have FSDP gather what a model holds besides its layers, though its ``forward`` is called and not the model."""
+    forward, is_inside = model.forward, False
+
+    def enter(*arguments: Any, **named: Any) -> Any:
+        nonlocal is_inside
+        if is_inside:
+            return forward(*arguments, **named)
+        is_inside = True
+        try:
+            return model(*arguments, **named)
+        finally:
+            is_inside = False
+
+    model.forward = enter
 
 
 def _order_of(features: dict[str, Any]) -> Order:

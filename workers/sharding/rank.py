@@ -73,10 +73,12 @@ class _Voice:
 def _receive(queue: SimpleQueue[Order], folder: Path) -> None:
     """Take orders as they come, also while one is at work: so rank 0's end is noticed within any call."""
     stream = sys.stdin.buffer
-    while (order := orders.read(stream)) is not None:  # type: ignore[arg-type]
-        queue.put(order)
-    shutil.rmtree(folder, ignore_errors=True)
-    os._exit(0)
+    try:
+        while (order := orders.read(stream)) is not None:  # type: ignore[arg-type]
+            queue.put(order)
+    finally:  # whatever happens, this process does not stay alone
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(0)
 
 
 if __name__ == "__main__":
