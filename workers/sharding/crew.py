@@ -127,7 +127,7 @@ class Crew:
             if not member.wait_for(state) and member.state == "failed":
                 self.end()
                 raise UsageError(member.error)
-            member.wait_for(state)
+            # One that ended without a word takes this process along, from its own thread.
 
     def _note_end(self, member: Member) -> None:
         """End this process after a rank, from that one's thread."""
@@ -154,7 +154,9 @@ class Crew:
         """Leave a call that failed here. Returns if the error may go on."""
         if is_out_of_memory(exc):
             self._run_out("rank 0")
-        lost = [member for member in self._members if member.ends_within(NOTICE_S)]
+        lost = [member for member in self._members if member.ends_within(NOTICE_S / len(self._members))]
+        if full := [member for member in lost if member.state == "full"]:
+            self._run_out(f"rank {full[0].rank}")  # that one's thread does the same, and may come second
         if self.has_started or any(member.state not in {"failed", "full"} for member in lost):
             log.error("Slot ends, its rank 0 failed: %s", place_of(exc), extra={"action": "end"})
             self._leave(EXIT_RANK_LOST)
