@@ -43,11 +43,8 @@ def read_rows(
     """
     fields = Fields(text_field, id_field or "id", tuple(keep_fields), language=language_field)
     for source in sources:
-        if source.format == "txt" and fields.kept:
-            raise source.flaw("lines of text have no fields; leave out --keep-fields, or use jsonl, csv or parquet")
-        if source.format == "txt" and fields.language is not None:
-            remedy = "say the language of all with --language, or use jsonl, csv or parquet"
-            raise source.flaw(f"lines of text have no fields; leave out --language-field and {remedy}")
+        if source.format == "txt" and (surplus := fields.surplus()):
+            raise source.flaw(f"lines of text have no fields; {surplus}, or use jsonl, csv or parquet")
     return (row for source in sources for row in read_source(source, fields))
 
 
@@ -117,10 +114,8 @@ def _rows_of_items(items: Iterable[Item], fields: Fields) -> Iterator[Row]:
 def _row_of_item(item: Item, fields: Fields) -> Row:
     if isinstance(item, Mapping):
         return fields.row_of(item)
-    if fields.kept:
-        raise Flaw(f"{kind_of(item)} has no fields to keep; pass dicts, or leave out keep_fields")
-    if fields.language is not None:
-        raise Flaw(f"{kind_of(item)} has no field with a language; pass dicts, or language instead of language_field")
+    if surplus := fields.surplus():
+        raise Flaw(f"{kind_of(item)} has no fields; {surplus}, or pass dicts")
     match item:
         case str():
             return Row(None, encodable(item, "text"), None)

@@ -81,6 +81,18 @@ class Fields:
         languages = [] if self.language is None else [self.language]
         return list(dict.fromkeys([self.text, self.id, *languages, *self.kept]))
 
+    def surplus(self) -> str:
+        """Say what to leave out where a record is a text and nothing else; nothing if that will do."""
+        keep, language, language_field = (
+            ("--keep-fields", "--language", "--language-field")
+            if self.option.startswith("--")
+            else ("keep_fields", "language", "language_field")
+        )
+        surplus = [keep] if self.kept else []
+        if self.language is not None:
+            surplus.append(f"{language_field} ({language} says that of all)")
+        return f"leave out {' and '.join(surplus)}" if surplus else ""
+
     def row_of(self, record: Mapping[str, Any]) -> Row:
         """Pick the row out of a record.
 

@@ -263,15 +263,17 @@ class TestLanguages:
         with pytest.raises(BadInput) as caught:
             read_rows([source_of("a.jsonl", b""), source_of("b.txt", b"")], language_field="lang")
         assert str(caught.value) == (
-            "b.txt: lines of text have no fields; leave out --language-field and say the language of all with "
-            "--language, or use jsonl, csv or parquet"
+            "b.txt: lines of text have no fields; leave out --language-field (--language says that of all), or use "
+            "jsonl, csv or parquet"
         )
 
     @pytest.mark.parametrize("item", ["a text", ("id", "a text")])
     def test_items_without_fields_have_none(self, item):
         """Neither a string nor a pair."""
-        with pytest.raises(BadInput, match="has no field with a language; pass dicts"):
-            list(read_items([item], language_field="lang"))
+        with pytest.raises(BadInput, match=r"^item 0: .* has no fields; (.*)$") as caught:
+            list(read_items([item], language_field="lang", keep_fields=["n"]))
+        remedy = "leave out keep_fields and language_field (language says that of all), or pass dicts"
+        assert str(caught.value).endswith(f"; {remedy}")
 
 
 class TestEndlessRecords:
@@ -746,7 +748,7 @@ class TestItems:
     @pytest.mark.parametrize("item", ["x", ("a", "x")])
     def test_kept_fields_need_mappings(self, item):
         """A bare text has no fields."""
-        with pytest.raises(BadInput, match=r"^item 0: .* has no fields to keep; pass dicts, or leave out keep_fields$"):
+        with pytest.raises(BadInput, match=r"^item 0: .* has no fields; leave out keep_fields, or pass dicts$"):
             list(read_items([item], keep_fields=["n"]))
 
     def test_an_empty_iterable_is_refused_at_its_end(self):
