@@ -21,13 +21,14 @@ def encode_by_language(
     """
     if options.language_field is None:
         return engine.encode([row.text for row in rows], options, on_batch)
-    languages = [row.language or options.language or "" for row in rows]
-    parts, places = [], []
-    for language in dict.fromkeys(languages):
-        chosen = [i for i, other in enumerate(languages) if other == language]
-        parts.append(_encode(engine, [rows[i].text for i in chosen], language, options, on_batch))
-        places.extend(chosen)
-    return _take(join(parts), np.argsort(places))
+    places: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        places.setdefault(row.language or options.language or "", []).append(i)
+    parts = [
+        _encode(engine, [rows[i].text for i in chosen], language, options, on_batch)
+        for language, chosen in places.items()
+    ]
+    return _take(join(parts), np.argsort(np.concatenate(list(places.values()))))
 
 
 def _encode(

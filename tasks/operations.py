@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tasks import keys, tables
 from tasks.blocks import BlockCache
@@ -75,8 +76,11 @@ class Encode(Work[Passage]):
 
     def read(self, job: str, inputs: pa.Table, blocks: BlockCache) -> Rows[Passage]:  # noqa: ARG002 - it has its texts
         """Take the texts out of the input, and their languages where it has them."""
-        taken = [name for name in Passage._fields if name in inputs.column_names]
-        return Rows(list(map(Passage, *(inputs[name].to_pylist() for name in taken))), inputs.drop_columns(taken))
+        texts = inputs["text"].to_pylist()
+        if "language" not in inputs.column_names:
+            return Rows(list(map(Passage, texts)), inputs.drop_columns("text"))
+        languages = pc.fill_null(inputs["language"], "").to_pylist()
+        return Rows(list(map(Passage, texts, languages)), inputs.drop_columns(["text", "language"]))
 
     def row_of(self, text: str, like: Passage | None = None) -> Passage:
         """Make a row of a text, in the language of another row: the model has that one."""
