@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tasks.errors import UsageError
 
@@ -17,6 +17,21 @@ _PLACE = re.compile("|".join(map(re.escape, (INSTRUCTION, QUERY, DOCUMENT))))
 
 #: A language, as models name it: ``en``, ``eng_Latn``.
 LANGUAGE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$"
+
+
+def _check_field(name: str) -> str:
+    if not name:
+        raise ValueError("name a field, or leave it out")
+    return name
+
+
+def _check_language(name: str) -> str:
+    if not re.fullmatch(LANGUAGE_PATTERN, name):
+        raise ValueError("give letters, digits, - and _, at most 32, such as eng_Latn")
+    return name
+
+
+Language = Annotated[str, AfterValidator(_check_language)]
 
 Line = Annotated[str, Field(pattern=LINE_PATTERN, max_length=256)]
 Text = Annotated[str, Field(max_length=100_000)]
@@ -70,8 +85,8 @@ class EncodeOptions(Options):
     truncate_dim: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     prompt: Text | None = None
     prompt_name: Line | None = None
-    language: Annotated[str, Field(pattern=LANGUAGE_PATTERN)] | None = None
-    language_field: Line | None = None
+    language: Language | None = None
+    language_field: Annotated[Line, AfterValidator(_check_field)] | None = None
     max_tokens: TokenLimit | None = None
     vector_dtype: VectorDtype = "float32"
     reproducible: bool = False
@@ -183,6 +198,8 @@ OPTIONS: dict[Operation, type[EncodeOptions | ScoreOptions]] = {"encode": Encode
 def explain(exc: Any) -> str:
     """Put a pydantic ValidationError into one line, without the values that it refused."""
     return "; ".join(
-        f"{'.'.join(str(part)[:64] for part in error['loc'])}: {error['msg']}".removeprefix(": Value error, ")
+        f"{'.'.join(str(part)[:64] for part in error['loc'])}: {error['msg'].removeprefix('Value error, ')}".lstrip(
+            ": "
+        )
         for error in exc.errors()[:20]
     )
