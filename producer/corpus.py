@@ -29,6 +29,9 @@ Corpus = str | Path | Sequence[str | Path] | Iterable[str | Mapping[str, Any] | 
 AHEAD_ROWS = 2000
 AHEAD_CHARS = 1_000_000
 
+#: Options that came later than the others. Unused, they do not enter keys, so that jobs from before them are found.
+LATER = ("language", "language_field")
+
 
 class FieldNames(TypedDict):
     """Which fields of a record are its text, its id and its language, and which are carried to the results."""
@@ -105,8 +108,8 @@ class OpenedRows(Opened):
             names_any = names_any or bool(row.language)
             yield row
         if not names_any:
-            remedy = "name the field that does, or say the language of all"
-            self.warnings.append(f"No record has a language in field {quote(field)}; {remedy}.")
+            remedy = "correct --language-field (language_field), unless --language (language) is meant for all"
+            self.warnings.append(f"No record has a language in field {quote(field)}: {remedy}.")
 
     def kept_types(self) -> dict[str, str]:
         """Return what the rows have shown."""
@@ -117,6 +120,11 @@ def submission_key(identities: Iterable[Any], **options: Any) -> str:
     """Return 32 hex digits that are the same for the same inputs and options."""
     canonical = json.dumps([list(identities), options], sort_keys=True, default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+
+
+def _used(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options without the later ones that are not used."""
+    return {name: value for name, value in options.items() if name not in LATER or value is not None}
 
 
 def job_key(
@@ -135,7 +143,7 @@ def job_key(
     return submission_key(
         [corpus],
         model=model.digest,
-        options=options.model_dump(),
+        options=_used(options.model_dump()),
         on_error=on_error,
         chunks=[settings.chunk_rows, settings.chunk_bytes],
         store=store,
@@ -180,7 +188,7 @@ def read_files(inputs: Sequence[str], *, stdin_format: str | None = None, **fiel
     sources = expand(inputs, stdin_format=stdin_format)
     identities = [source.identity() for source in sources]
     is_repeatable = None not in identities
-    key = submission_key(identities, **fields) if is_repeatable else secrets.token_hex(16)
+    key = submission_key(identities, **_used(fields)) if is_repeatable else secrets.token_hex(16)
     rows = read_ahead(read_rows(sources, **fields))
     return _open(rows, key, is_repeatable=is_repeatable, fields=fields)
 

@@ -9,14 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producer.corpus import read_corpus
+from producer.corpus import job_key, read_corpus, submission_key
+from producer.sources import expand
 from tasks import keys, tables
 from tasks.blocks import BlockCache
-from tasks.errors import EngineBroken
+from tasks.errors import EngineBroken, UsageError
 from tasks.isolation import Runner, run_bisecting
 from tasks.languages import encode_by_language
+from tasks.messages import ModelSpec
 from tasks.operations import OPERATIONS
-from tasks.options import EncodeOptions
+from tasks.options import EncodeOptions, ScoreOptions
 from tasks.ports import Computed, Passage
 from tasks.settings import Settings
 from workers.engines.fake import FakeEncoder
@@ -31,10 +33,12 @@ class Polyglot(FakeEncoder):
     def __init__(self) -> None:
         super().__init__("fake:dim=4", Settings(max_batch_tokens=1000))
         self.calls: list[tuple[str | None, list[str]]] = []
+        self.checks: list[str | None] = []
         self.is_broken = False
 
     def check(self, options: EncodeOptions) -> str | None:
         """Refuse languages that it has not."""
+        self.checks.append(options.language)
         if options.language is None and options.language_field is None:
             return "the model wants a language"
         return None if options.language in {None, "en", "fr", "sw"} else f"the model has no {options.language}"
@@ -44,7 +48,6 @@ class Polyglot(FakeEncoder):
     ) -> Computed:
         """Encode texts of one language."""
         assert options.language_field is None
-        assert self.check(options) is None
         self.calls.append((options.language, list(texts)))
         if self.is_broken or "!raise" in texts:
             raise RuntimeError("a row asked for this")
@@ -70,6 +73,7 @@ def test_an_engine_is_called_once_for_each_language():
     for row, vector in zip(rows, found.values, strict=True):
         np.testing.assert_array_equal(vector, vector_of(row.text, row.language or "sw"))
     assert found.errors == [None] * 9
+    assert engine.checks == ["en", "fr", "sw"]
 
 
 @given(languages=st.lists(st.sampled_from(["en", "fr", "sw", "xx", ""]), min_size=1, max_size=40))
@@ -120,6 +124,50 @@ def test_an_engine_that_fails_on_everything_is_told_from_bad_rows():
         run_bisecting(runner, [Passage("a", "sw")])
 
 
+def test_rows_of_very_many_languages_are_gone_through_once():
+    """A field that holds something else may have as many values as there are rows."""
+
+    class Counted(str):
+        """A name that counts how often it is compared."""
+
+        __slots__ = ()
+        __hash__ = str.__hash__
+        compared = 0
+
+        def __eq__(self, other: object) -> bool:
+            Counted.compared += 1
+            return str.__eq__(self, other)
+
+    rows = [Passage("a", Counted(f"x{i}")) for i in range(300)]
+    found = encode(Polyglot(), rows, language_field="lang")
+    assert found.errors == [f"the model has no x{i}" for i in range(300)]
+    assert Counted.compared < 3 * 300
+
+
+def test_the_other_languages_of_a_chunk_survive_a_failing_call():
+    """Halves are cut through languages, and each row keeps its own vector."""
+    engine = Polyglot()
+    rows = [Passage(text, language) for text, language in zip("abcdefgh", ["en", "fr"] * 4, strict=True)]
+    rows[5] = Passage("!raise", "fr")
+    options = EncodeOptions(language_field="lang")
+    runner = Runner(lambda some: encode_by_language(engine, some, options, lambda _: None), ENCODE.row_of, 4)
+    found = run_bisecting(runner, rows)
+    assert [error is None for error in found.errors] == [True] * 5 + [False] + [True] * 2
+    for row, vector in zip(rows, found.values, strict=True):
+        if row.text != "!raise":
+            np.testing.assert_array_equal(vector, vector_of(row.text, row.language))
+
+
+def test_a_null_among_the_languages_of_a_chunk_is_no_language(tmp_path):
+    """Another client may write one instead of an empty name."""
+    path = keys.input_path("encode-1", 0)
+    table = tables.input_table(0, ["a", "b"], ["one", "two"], languages=["en", None])
+    stored = tables.read_input(tables.input_bytes(table, path), path)
+    rows = ENCODE.read("encode-1", stored, BlockCache(tmp_path, 2**20, lambda _: b"")).rows
+    assert rows == [Passage("one", "en"), Passage("two", "")]
+    assert encode(Polyglot(), rows, language_field="lang", language="sw").errors == [None, None]
+
+
 def test_languages_go_from_records_to_the_engine_and_no_further(tmp_path):
     """A chunk input has their column, what goes to the result has not."""
     records = [{"id": "a", "text": "one", "lang": "en"}, {"id": "b", "text": "two"}]
@@ -145,9 +193,63 @@ def test_a_field_that_no_record_has_is_told():
     """It may be misspelled: without --language, every row would be an error row."""
     opened = read_corpus([{"text": "one", "lang": "en"}, {"text": "two"}], **FIELDS, language_field="lnag")
     assert len(list(opened.parts(Settings()))) == 1
-    assert opened.warnings == [
-        'No record has a language in field "lnag"; name the field that does, or say the language of all.'
-    ]
+    (warning,) = opened.warnings
+    assert warning == (
+        'No record has a language in field "lnag": correct --language-field (language_field), unless --language '
+        "(language) is meant for all."
+    )
+
+
+def job_of(options: EncodeOptions | ScoreOptions) -> str:
+    """Return the key of a job on one corpus."""
+    settings = Settings(chunk_rows=100, chunk_bytes=1000)
+    model = ModelSpec.parse("fake", options.operation)
+    return job_key("c" * 32, settings, model, options, on_error="keep", store="s")
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        (EncodeOptions(), "66f1ac126f66967015354651538b079e"),
+        (
+            EncodeOptions(normalize=True, max_tokens=7, prompt="query: "),
+            "fb04b1c41a8fba24c0d0e8b83906b84a",
+        ),
+        (ScoreOptions(), "feb913cfd5780c3876bd171ebb818941"),
+    ],
+)
+def test_a_job_without_languages_has_the_key_that_it_had_before_there_were_any(options, key):
+    """The same command goes on with a job that was begun then."""
+    assert job_of(options) == key
+
+
+def test_a_language_is_of_a_job_s_key():
+    """Other vectors come of it."""
+    kinds = [{}, {"language": "en"}, {"language": "fr"}, {"language_field": "lang"}]
+    assert len({job_of(EncodeOptions(**kind)) for kind in kinds}) == 4
+
+
+def test_files_without_languages_have_the_key_that_they_had_before(tmp_path):
+    """It is that of their names and of the fields that are read."""
+    file = tmp_path / "corpus.jsonl"
+    file.write_text('{"text": "one"}\n')
+    (source,) = expand([str(file)])
+    assert read_corpus(file, **FIELDS, language_field=None).key == submission_key([source.identity()], **FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"language": ""}, "Options: language: give letters, digits, - and _, at most 32, such as eng_Latn."),
+        ({"language": "a sentence"}, "Options: language: give letters, digits, - and _, at most 32, such as eng_Latn."),
+        ({"language_field": ""}, "Options: language_field: name a field, or leave it out."),
+    ],
+)
+def test_what_is_no_language_is_said_in_words(given, line):
+    """Not as a pattern."""
+    with pytest.raises(UsageError) as caught:
+        EncodeOptions.of(**given)
+    assert str(caught.value) == line
 
 
 def test_files_have_another_key_with_another_field(tmp_path):
