@@ -463,6 +463,7 @@ def test_a_model_that_names_no_limit_of_its_own_has_its_tokenizer_s(folders, tmp
     model = SimpleNamespace(
         config=SimpleNamespace(get_text_config=lambda: config),
         dtype=torch.float32,
+        modules=list,
         get_decoder=torch.nn.Identity,
         get_output_embeddings=lambda: None,
     )
