@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,6 +75,32 @@ def test_a_limit_in_the_tokenizer_s_file_counts_too(tmp_path: Path) -> None:
     found = load(tiny_model2vec(tmp_path / "model")).encode([LINES[0], "river " * 40, "river " * 41], EncodeOptions())
     assert found.truncated.tolist() == [False, False, True]
     assert found.n_tokens.tolist()[1:] == [40, 40]
+
+
+@pytest.mark.parametrize(("make", "limit"), [(static, 7), (tiny_model2vec, None)])
+def test_a_long_text_is_not_tokenised_whole_for_a_limit(tmp_path: Path, make, limit: int | None) -> None:
+    """Its beginning has the same tokens. The limit may be a job's or that of the tokenizer's file."""
+    engine = load(make(tmp_path / "model"))
+    features: Any = engine._features
+    options = EncodeOptions(max_tokens=limit)
+    texts = ["the river rose " * 4000, " " * 5000 + "the river " * 5000, *TEXTS]
+    features._may_clip = False
+    whole = engine.encode(texts, options)
+    features._may_clip = True
+    tokenizer, seen = features._tokenizer, []
+
+    class Watched:
+        def encode_batch_fast(self, some: list[str], *, add_special_tokens: bool) -> list[Any]:
+            seen.extend(map(len, some))
+            return tokenizer.encode_batch_fast(some, add_special_tokens=add_special_tokens)
+
+    features._tokenizer = Watched()
+    found = engine.encode(texts, options)
+    assert max(seen) < 30_000
+    np.testing.assert_array_equal(found.values, whole.values)
+    assert found.n_tokens.tolist() == whole.n_tokens.tolist()
+    assert found.truncated.tolist() == whole.truncated.tolist()
+    assert found.truncated[:2].all()
 
 
 def test_what_static_embeddings_cannot_do_is_said(tmp_path: Path) -> None:

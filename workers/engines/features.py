@@ -83,6 +83,8 @@ class Features(Protocol[R_contra]):
     pads: bool
     #: Whether a batch can be padded to any length.
     can_pad_to: bool
+    #: That the tokenizer knows.
+    languages: Languages
 
     def prepare(
         self, rows: Sequence[R_contra], prompt: str | None, limit: int, language: str | None = None
@@ -121,7 +123,7 @@ class TokenFeatures(Generic[R]):
         self._kind = kind
         first: Any = model[0]
         self._tokenizer = first.tokenizer
-        self._languages = Languages(self._tokenizer)
+        self.languages = Languages(self._tokenizer)
         self._device = device
         #: A row can be cut before tokenising only if truncation takes its end.
         self._may_clip = self._tokenizer.truncation_side == "right" and not _truncates_otherwise(first)
@@ -134,7 +136,7 @@ class TokenFeatures(Generic[R]):
 
     def prepare(self, rows: Sequence[R], prompt: str | None, limit: int, language: str | None = None) -> Prepared:
         """Tokenise without padding."""
-        self._languages.set(language)
+        self.languages.set(language)
         how = {"text": {"padding": False, "max_length": limit}, "common": {"return_tensors": None}}
         extra: dict[str, Any] = {}
 
@@ -211,7 +213,7 @@ class TextFeatures(Generic[R]):
     def __init__(self, model: BaseModel, device: str) -> None:
         self._model = model
         self._device = device
-        self._languages = Languages(getattr(model[0], "tokenizer", None))
+        self.languages = Languages(getattr(model[0], "tokenizer", None))
         #: A tokenizer keeps limit and language between calls, and the next block is prepared while batches of this one
         #: are made.
         self._turn = threading.Lock()
@@ -236,7 +238,7 @@ class TextFeatures(Generic[R]):
 
     def _preprocess(self, rows: list[R], language: str | None, **how: Any) -> dict[str, Any]:
         with self._turn:
-            self._languages.set(language)
+            self.languages.set(language)
             features: dict[str, Any] = self._model.preprocess(rows, **how)
         return features
 

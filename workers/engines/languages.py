@@ -6,7 +6,6 @@ call that tokenises sets it.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +13,11 @@ from typing import Any
 
 from tasks.options import LANGUAGE_PATTERN, EncodeOptions
 
-#: How like a name must be to be offered for one that the model lacks: ``swahili`` is like ``swh_Latn``.
-LIKENESS = 0.5
+#: Letters that a name must begin with to be offered for one that the model lacks: ``wolof`` brings up ``wol_Latn``.
+CODE_LETTERS = 3
+
+#: What a message may quote. A field that is not meant may hold anything else, and no error shows a record's values.
+_looks_like_code = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z]{2,4})?").fullmatch
 
 
 class Languages:
@@ -27,7 +29,9 @@ class Languages:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._codes = codes_of(tokenizer)
+        #: By their small letters, in order.
+        self._codes = {code.lower(): code for code in sorted(codes_of(tokenizer))}
+        self._known = frozenset(self._codes.values())
         self._loaded = tokenizer.src_lang if self._codes else None
 
     def check(self, options: EncodeOptions) -> str | None:
@@ -44,22 +48,24 @@ class Languages:
                 f"the model must be told the language of the texts: give --language {self._loaded}, or "
                 "--language-field for records that say it"
             )
-        return None if asked in self._codes else f"the model has no language {asked!r}; {self._like(asked)}"
+        if asked in self._known:
+            return None
+        which = f"language {asked!r}" if _looks_like_code(asked) else "such language"
+        return f"the model has no {which}; {self._like(asked.lower())}"
 
     def set(self, language: str | None) -> None:
         """Have the next texts tokenised in a language; None for the one that the tokenizer was loaded with."""
         if self._codes:
             self._tokenizer.src_lang = language or self._loaded
 
-    def _like(self, language: str) -> str:
-        codes = {code.lower(): code for code in sorted(self._codes)}
-        asked = language.lower()
-        begin = re.split("[-_]", asked)[0]  # models of two and of three letters meet: en, eng_Latn
-        found = [name for name in codes if name.startswith(begin) or begin.startswith(name)][:3]
-        found = found or difflib.get_close_matches(asked, codes, n=3, cutoff=LIKENESS)
+    def _like(self, asked: str) -> str:
+        begin = re.split("[-_]", asked)[0]
+        found = [name for name in self._codes if name.startswith(begin[:CODE_LETTERS])]
+        if not found and len(begin) <= CODE_LETTERS:  # models of two and of three letters meet: eng_Latn, en
+            found = [name for name in self._codes if begin.startswith(name)]
         if found:
-            return f"did you mean {' or '.join(codes[name] for name in found)}?"
-        return f"it has {len(codes)}, such as {self._loaded}"
+            return f"did you mean {' or '.join(self._codes[name] for name in found[:3])}?"
+        return f"it has {len(self._codes)}, such as {self._loaded}"
 
 
 def codes_of(tokenizer: Any) -> frozenset[str]:

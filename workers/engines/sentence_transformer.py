@@ -20,8 +20,8 @@ from workers.engines.batched import BatchedEngine, Loaded
 from workers.engines.blocks import NO_LIMIT, Prepared
 from workers.engines.features import TEXTS, features_of
 from workers.engines.fingerprint import fingerprint_of
-from workers.engines.languages import Languages
 from workers.engines.loading import load_model
+from workers.engines.missing_weights import check_is_encoder
 from workers.engines.quantising import weight_bytes
 
 
@@ -29,15 +29,15 @@ class SentenceTransformerEncoder(BatchedEngine[str, EncodeOptions]):
     """One SentenceTransformer on one device.
 
     Raises:
-        ModelNotFound: the model's files are not there, cannot be read, or cannot count tokens.
+        ModelNotFound: the model's files are not there, cannot be read, or cannot count tokens; or it is no encoder.
     """
 
     NOT_FINITE = "the model gave a vector with numbers that are not finite"
 
     def __init__(self, spec: ModelSpec, device: str, settings: Settings) -> None:
         self._model = model = load_model(spec, device, settings)
+        check_is_encoder(spec, model)
         self._features = features_of(model, device, TEXTS)
-        self._languages = Languages(getattr(model[0], "tokenizer", None))
         self._dim = model.get_embedding_dimension() or 0
         loaded = Loaded(
             model=model,
@@ -63,7 +63,7 @@ class SentenceTransformerEncoder(BatchedEngine[str, EncodeOptions]):
         n_special = tokenizer.num_special_tokens_to_add() if isinstance(tokenizer, PreTrainedTokenizerBase) else 0
         if options.max_tokens and options.max_tokens <= n_special:
             return f"--max-tokens {options.max_tokens} leaves no room beside the {n_special} special tokens"
-        return self._languages.check(options)
+        return self._features.languages.check(options)
 
     def dim(self, options: EncodeOptions) -> int:
         """Return the length of a vector."""
