@@ -11,13 +11,13 @@ from tasks.messages import ModelSpec
 from tasks.settings import GIB, MIB, Settings
 from tests.machines import Machine, gpu_line
 from workers import plan_model
-from workers.planning import CUDA_SLOT_BYTES
+from workers.planning import CUDA_SLOT_BYTES, SLOT_BYTES
 from workers.sizing.blueprint import Blueprint, Tensor
 from workers.sizing.choices import choices, nearest, suggest
+from workers.sizing.filling import place_units
 from workers.sizing.numbers import Numbers
-from workers.sizing.placing import place_units
 from workers.sizing.rooms import Room, find_rooms, parse_sizes
-from workers.sizing.sharing import shares
+from workers.sizing.sharing import Share, shares
 from workers.sizing.showing import ModelPlan, describe, show
 
 BF16 = Numbers("bf16")
@@ -128,7 +128,23 @@ def test_sizes_are_written_as_people_write_them(text, sizes):
     assert parse_sizes(text) == sizes
 
 
-@pytest.mark.parametrize("text", ["", "24", "24G", "GiB", "-1GiB", "0GiB", "24GiB,", "0x24GiB", "65x1GiB", "x" * 999])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "24",
+        "24G",
+        "GiB",
+        "-1GiB",
+        "0GiB",
+        "24GiB,",
+        "0x24GiB",
+        "65x1GiB",
+        "x" * 999,
+        "9" * 400 + "GiB",
+        "9" * 5000 + "x1GiB",
+    ],
+)
 def test_what_is_no_size_is_one_line(text):
     """That says how to write one."""
     with pytest.raises(UsageError, match=r"^--device-memory ") as caught:
@@ -191,7 +207,9 @@ def test_a_device_that_is_too_small_is_left_out():
         ),
         ([Room("cpu", True, 8 * GIB, 2 * GIB)], {}, "--devices cpu"),
         ([Room("cpu", True, 8 * GIB, (620 + 700) * MIB)], {}, "--devices cpu --precision bf16"),
-        ([Room("cpu", True, 8 * GIB, (620 + 430) * MIB)], {}, "--devices cpu --quantize int8"),
+        (gpus(0.3), {}, "--devices cuda:0 --quantize int8"),
+        (gpus(10), {"precision": "fp32"}, "--devices cuda:0 --precision bf16"),
+        ([Room("cpu", True, 8 * GIB, 2 * GIB)], {"precision": "bf16"}, "--devices cpu --precision fp32"),
     ],
 )
 def test_the_command_has_all_that_a_worker_does_not_choose_itself(rooms, settings, command):
@@ -225,8 +243,8 @@ def test_a_person_sees_a_line_for_each_choice(capsys, monkeypatch):
     show(plan(decoder(has_plan=False), gpus(0.41, 0.41)))
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 100
-    assert [line for line in lines if "│ bf16, fp16 │ none   │ 0.44 GiB" in line and "no: 0.03 GiB too much" in line]
-    assert [line for line in lines if "│ bf16, fp16 │ tensor │ -" in line and "no: no tensor-parallel plan" in line]
+    assert [line for line in lines if "│ bf16       │ none   │ 0.44 GiB" in line and "no: 0.03 GiB too much" in line]
+    assert [line for line in lines if "│ bf16       │ tensor │ -" in line and "no: no tensor-parallel plan" in line]
     assert lines[-2] == ("Suggested: bf16 with --shard auto over 2 devices, which leaves 0.02 GiB for batches.")
     assert lines[-1] == "penstock worker --model /m --devices cuda:0,cuda:1 --shard auto"
 
@@ -239,6 +257,59 @@ def test_a_mistake_in_the_command_is_one_line(capsys, monkeypatch, tmp_path):
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith("penstock plan-model: --device-memory lots: 'lots' is no size.")
+
+
+def test_a_cpu_needs_room_for_the_weights_as_they_are_read(capsys, monkeypatch):
+    """They are quantised where they lie, so what does not fit before never fits."""
+    monkeypatch.setenv("COLUMNS", "100")
+    made = plan(decoder(), [Room("cpu", True, 8 * GIB, SLOT_BYTES + 430 * MIB)])
+    assert suggest(made.choices) is None
+    show(made)
+    said = capsys.readouterr().out
+    assert [line for line in said.splitlines() if "│ int8 " in line and "no: 0.46 GiB too much to load" in line]
+    assert str(suggest(choices(decoder(), gpus(430 / 1024))).numbers) == "int8"
+
+
+def test_a_model_without_linear_layers_cannot_be_quantised():
+    """As GPT-2, LASER and static embeddings: a worker would refuse it."""
+    found = choices(Blueprint((Tensor("weight", (1024, 1024), "w"),)), gpus(9, 9))
+    reasons = {choice.reason for choice in found if choice.numbers.quantize}
+    assert reasons == {"no linear layers in repeated blocks"}
+
+
+def test_a_slot_that_takes_more_than_a_device_lacks_that_too():
+    """Of a device without room for a slot, all weights are too much, and the rest of the slot."""
+    (fp32, *_) = choices(decoder(), [Room("cuda:0", False, 4 * GIB, CUDA_SLOT_BYTES - GIB)])
+    assert fp32.lacking_bytes == pytest.approx(GIB + 900 * MIB, rel=0.001)
+
+
+def test_whole_layers_beyond_the_limits_of_a_worker_do_not_fit():
+    """Although the device has room: the worker leaves some for batches."""
+    share = Share(weights_bytes=90, most_bytes=80)
+    assert (share.left_bytes(100), share.lacking_bytes(100)) == (10, 10)
+    assert Share(weights_bytes=80, most_bytes=80).lacking_bytes(100) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "unset"),
+    [
+        ({}, []),
+        ({"shard": "tensor"}, ["shard"]),
+        ({"quantize": "int8", "workers": 2}, ["quantize", "workers"]),
+    ],
+)
+def test_settings_that_the_command_cannot_undo_are_named(capsys, settings, unset):
+    """A worker would be another than the suggested one."""
+    made = plan(decoder(), gpus(10), **settings)
+    assert describe(made)["unset"] == unset
+    show(made)
+    assert capsys.readouterr().out.count("First unset PENSTOCK_") == len(unset)
+
+
+def test_a_number_of_slots_hides_no_device(monkeypatch, tmp_path):
+    """It is for embedded runs."""
+    Machine(monkeypatch, tmp_path).has_gpus(gpu_line(0) + gpu_line(1))
+    assert len(find_rooms(Settings(workers=1), None)) == 2
 
 
 def test_a_machine_reads_bytes_of_each_device():

@@ -39,18 +39,13 @@ class Choice:
     @property
     def left_bytes(self) -> list[int]:
         """What each device has left for batches; less than nothing if the weights do not fit."""
-        return [
-            room.limit_bytes - room.beside_bytes - share.weights_bytes - share.gathered_bytes
-            for room, share in zip(self.rooms, self.shares, strict=False)
-        ]
+        return [share.left_bytes(room.spare_bytes) for room, share in self._held]
 
     @property
     def fitting(self) -> list[Room]:
         """The devices to name: those that it fits on, or all, if it needs all."""
-        fits = [missing < 0 for missing in self._missing_bytes]
-        if self.shard != "none" and not all(fits):
-            return []
-        return [room for room, is_enough in zip(self.rooms, fits, strict=False) if is_enough]
+        fits = [room for room, share in self._held if not share.lacking_bytes(room.spare_bytes)]
+        return fits if self.shard == "none" or len(fits) == len(self.rooms) else []
 
     @property
     def least_left_bytes(self) -> int:
@@ -60,21 +55,22 @@ class Choice:
     @property
     def is_roomy(self) -> bool:
         """Whether batches have a fair share of each device to name."""
-        return self.least_left_bytes >= ROOMY_SHARE * max(room.usable_bytes for room in self.fitting)
+        return self.least_left_bytes >= ROOMY_SHARE * max(room.spare_bytes for room in self.fitting)
 
     @property
     def lacking_bytes(self) -> int:
         """What the device lacks that lacks most; or, where one device is enough, the one that lacks least."""
         worst = min if self.shard == "none" else max
-        return max(0, worst(self._missing_bytes))
+        return worst(share.lacking_bytes(room.spare_bytes) for room, share in self._held)
 
     @property
-    def _missing_bytes(self) -> list[int]:
-        """What each device lacks; less than nothing of one that has enough."""
-        return [
-            max(-left, -1 if share.most_bytes is None else share.weights_bytes - share.most_bytes - 1)
-            for left, share in zip(self.left_bytes, self.shares, strict=True)
-        ]
+    def loads_beyond(self) -> bool:
+        """Whether it lacks room while it is loaded alone: quantised, it would fit."""
+        return not self.fitting and any(left >= 0 for left in self.left_bytes) and self.numbers.quantize is not None
+
+    @property
+    def _held(self) -> list[tuple[Room, Share]]:
+        return list(zip(self.rooms, self.shares, strict=True)) if self.shares else []
 
 
 def choices(blueprint: Blueprint, rooms: Sequence[Room]) -> list[Choice]:
@@ -89,7 +85,7 @@ def choices(blueprint: Blueprint, rooms: Sequence[Room]) -> list[Choice]:
 def _choice(blueprint: Blueprint, numbers: Numbers, shard: str, rooms: tuple[Room, ...]) -> Choice:
     if reason := why_not(blueprint, shard, numbers, len(rooms)):
         return Choice(numbers, shard, rooms, reason=reason)
-    held = shares(blueprint, shard, numbers, [room.limit_bytes for room in rooms])
+    held = shares(blueprint, shard, numbers, [room.limit_bytes for room in rooms], is_cpu=rooms[0].is_cpu)
     return Choice(numbers, shard, rooms, tuple(held))
 
 
@@ -97,7 +93,8 @@ def suggest(found: Sequence[Choice]) -> Choice | None:
     """Return the choice to take, or None if nothing fits.
 
     First come the numbers that a worker takes by itself, then bf16 on a CPU, then quantised weights, which change
-    vectors and scores most; of these, what leaves batches a fair share.
+    vectors and scores most; of these, what leaves batches a fair share. On a CPU what fits quantised fits otherwise,
+    too, as it is loaded so.
     """
     fitting = [choice for choice in found if choice.fitting]
     return min(fitting, key=_rank, default=None)

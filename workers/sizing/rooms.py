@@ -12,7 +12,7 @@ from workers.machine import Memory
 from workers.planning import CUDA_SLOT_BYTES, SLOT_BYTES
 
 _UNITS = {"MiB": MIB, "GiB": GIB, "MB": 10**6, "GB": 10**9}
-_SIZE = re.compile(r"(?:(\d+)x)?(\d+(?:\.\d+)?) ?(MiB|GiB|MB|GB)")
+_SIZE = re.compile(r"(?:(\d{1,9})x)?(\d{1,9}(?:\.\d{1,9})?) ?(MiB|GiB|MB|GB)")
 #: Devices of one slot that a plan may have.
 MOST_DEVICES = 64
 
@@ -39,9 +39,9 @@ class Room:
         return SLOT_BYTES if self.is_cpu else CUDA_SLOT_BYTES
 
     @property
-    def usable_bytes(self) -> int:
-        """What there is for weights and batches."""
-        return max(0, self.limit_bytes - self.beside_bytes)
+    def spare_bytes(self) -> int:
+        """What there is for weights and batches; less than nothing if not even a slot without them fits."""
+        return self.limit_bytes - self.beside_bytes
 
 
 def find_rooms(settings: Settings, device_memory: str | None) -> list[Room]:
@@ -61,7 +61,7 @@ def find_rooms(settings: Settings, device_memory: str | None) -> list[Room]:
             for i, size in enumerate(sizes)
         ]
     rooms = []
-    for device in find_devices(settings):
+    for device in find_devices(settings.model_copy(update={"workers": None})):  # which would leave devices out
         if device.memory is None:
             raise UsageError(
                 f"The driver does not tell how much memory {device} has: name it with --device-memory, as 24GiB."

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from workers.sizing.blueprint import Blueprint, Tensor, weigh_all
+from workers.sizing.filling import limits_for, place_units
 from workers.sizing.numbers import Numbers
-from workers.sizing.placing import limits_for, place_units
 
 #: Choices of --shard; the first is none.
 SHARDS = ("none", "auto", "tensor", "fsdp")
@@ -24,15 +24,28 @@ class Share:
         weights_bytes: of the weights, always.
         gathered_bytes: of other devices' weights, while the model computes.
         most_bytes: of weights that the worker lays there at most; None if only the device itself sets a limit.
+        loading_bytes: of the weights as they are read, where they are quantised on the device itself.
     """
 
     weights_bytes: int
     gathered_bytes: int = 0
     most_bytes: int | None = None
+    loading_bytes: int = 0
+
+    def left_bytes(self, usable_bytes: int) -> int:
+        """Return what is left for batches of what a device has for both; less than nothing if weights do not fit."""
+        return usable_bytes - self.weights_bytes - self.gathered_bytes
+
+    def lacking_bytes(self, usable_bytes: int) -> int:
+        """Return what a device lacks to load the weights and compute with them; 0 if it has enough."""
+        beyond = 0 if self.most_bytes is None else self.weights_bytes - self.most_bytes
+        return max(0, -self.left_bytes(usable_bytes), beyond, self.loading_bytes - usable_bytes)
 
 
 def why_not(blueprint: Blueprint, shard: str, numbers: Numbers, n_devices: int) -> str | None:
-    """Say why a model cannot be shared out so, or return None."""
+    """Say why a model cannot be kept and shared out so, or return None."""
+    if numbers.quantize and not any(tensor.is_linear for tensor in blueprint.tensors):
+        return "no linear layers in repeated blocks"
     if shard == "none":
         return None
     if numbers.quantize:
@@ -45,7 +58,9 @@ def why_not(blueprint: Blueprint, shard: str, numbers: Numbers, n_devices: int) 
     return None
 
 
-def shares(blueprint: Blueprint, shard: str, numbers: Numbers, rooms: Sequence[int]) -> list[Share]:
+def shares(
+    blueprint: Blueprint, shard: str, numbers: Numbers, rooms: Sequence[int], *, is_cpu: bool = False
+) -> list[Share]:
     """Return what each device holds, as many as there are rooms.
 
     Args:
@@ -53,10 +68,12 @@ def shares(blueprint: Blueprint, shard: str, numbers: Numbers, rooms: Sequence[i
         shard: one of SHARDS.
         numbers: that the weights are kept in.
         rooms: bytes that may still be taken of each device.
+        is_cpu: whether the devices are. There weights are read in --precision and quantised where they lie.
     """
     n = len(rooms)
     if shard == "none":
-        return [Share(weigh_all(blueprint.tensors, numbers.weigh))] * n
+        loading = weigh_all(blueprint.tensors, Numbers(numbers.precision).weigh) if numbers.quantize and is_cpu else 0
+        return [Share(weigh_all(blueprint.tensors, numbers.weigh), loading_bytes=loading)] * n
     if shard == "auto":
         sizes = [weigh_all(tensors, numbers.weigh) for tensors in blueprint.by("unit").values()]
         limits = limits_for(sizes, rooms)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tasks.messages import ModelSpec
-from tasks.settings import GIB, Settings
+from tasks.settings import CONFIG_FILE, GIB, Settings
 from workers.sizing.blueprint import Blueprint
 from workers.sizing.choices import Choice, nearest, suggest
 from workers.sizing.rooms import Room
@@ -37,7 +37,7 @@ class ModelPlan:
         if self.settings.operation != "encode":
             words += ["--operation", self.settings.operation]
         words += ["--devices", ",".join(room.name for room in choice.fitting)]
-        if numbers.precision != _AUTOMATIC[self.rooms[0].is_cpu]:
+        if numbers.precision != _AUTOMATIC[self.rooms[0].is_cpu] or self.settings.precision != "auto":
             words += ["--precision", numbers.precision]
         if choice.shard != "none":
             words += ["--shard", choice.shard]
@@ -48,6 +48,12 @@ class ModelPlan:
         if self.settings.trust_remote_code:
             words.append("--trust-remote-code")
         return shlex.join(words)
+
+    def hindrances(self, choice: Choice) -> list[str]:
+        """Return the settings that are set here, and would make of the command something else: it cannot undo them."""
+        wanted = {"shard": None if choice.shard == "none" else choice.shard, "quantize": choice.numbers.quantize}
+        found = [name for name, value in wanted.items() if value is None and getattr(self.settings, name) is not None]
+        return found + ["workers"] * (self.settings.workers is not None)
 
 
 def describe(plan: ModelPlan) -> dict[str, Any]:
@@ -69,6 +75,7 @@ def describe(plan: ModelPlan) -> dict[str, Any]:
         ],
         "choices": [_described(choice, is_suggested=choice is best) for choice in plan.choices],
         "command": best and plan.command(best),
+        "unset": plan.hindrances(best) if best else [],
     }
 
 
@@ -100,6 +107,9 @@ def show(plan: ModelPlan) -> None:
         out.print("(+): of other devices' weights, while the model computes.")
     out.print(_conclusion(plan, best), soft_wrap=True)
     if best is not None:
+        for name in plan.hindrances(best):
+            where = f"unset PENSTOCK_{name.upper()}, or take {name} out of {CONFIG_FILE}"
+            out.print(f"First {where}: it is {getattr(plan.settings, name)}.", soft_wrap=True)
         out.print(plan.command(best), soft_wrap=True)
 
 
@@ -114,7 +124,7 @@ def _devices(plan: ModelPlan) -> str:
 
 
 def _row(choice: Choice) -> tuple[str, ...]:
-    name = str(choice.numbers) + (", fp16" if str(choice.numbers) == "bf16" and not choice.rooms[0].is_cpu else "")
+    name = str(choice.numbers)
     if choice.reason:
         return name, choice.shard, "-", "-", f"no: {choice.reason}"
     held = _range([share.weights_bytes for share in choice.shares])
@@ -125,7 +135,7 @@ def _row(choice: Choice) -> tuple[str, ...]:
 
 def _verdict(choice: Choice) -> str:
     if not choice.fitting:
-        return f"no: {_gib(choice.lacking_bytes)} too much"
+        return f"no: {_gib(choice.lacking_bytes)} too much{' to load' if choice.loads_beyond else ''}"
     if len(choice.fitting) < len(choice.rooms):
         return f"on {', '.join(room.name for room in choice.fitting)}"
     return "yes" if choice.shard != "none" or len(choice.rooms) == 1 else "yes, on each"
