@@ -1,5 +1,7 @@
 """Linear layers packed for oneDNN: the same vectors, and the old layers where something is wrong."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -93,6 +95,49 @@ def test_other_vectors_bring_the_old_layers_back(model, monkeypatch):
     rows = torch.randn(5, 24)
     assert not pack_linears(model, lambda: model(rows))
     assert layers(model) == (0, 2)
+
+
+@pytest.mark.usefixtures("is_fast")
+def test_old_layers_come_back_to_the_bit(model, monkeypatch):
+    """Each weight was freed when it was packed, and is unpacked again."""
+    rows = torch.randn(5, 24)
+    weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    monkeypatch.setattr(PackedLinear, "forward", lambda self, rows: torch.zeros(*rows.shape[:-1], self.out_features))
+    assert not pack_linears(model, lambda: model(rows))
+    assert list(model.state_dict()) == list(weights)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, weights[name]), name
+
+
+@pytest.mark.usefixtures("is_fast")
+def test_no_more_than_one_layer_is_there_twice(model, monkeypatch):
+    """A slot that loads a large model needs no room for all its layers again."""
+    old = [weakref.ref(module.weight) for module in (model[0], model[2])]
+    alive, make = [], PackedLinear.__init__
+
+    def count(self, linear):
+        make(self, linear)
+        alive.append(sum(weight() is not None for weight in old))
+
+    monkeypatch.setattr(PackedLinear, "__init__", count)
+    assert pack_linears(model, lambda: model(torch.ones(1, 24)))
+    assert alive == [2, 1]
+
+
+@pytest.mark.usefixtures("is_fast")
+@pytest.mark.parametrize("is_right", [True, False])
+def test_a_layer_in_two_places_is_one_layer(monkeypatch, is_right):
+    """Packed or put back."""
+    shared = torch.nn.Linear(24, 24)
+    model = torch.nn.ModuleList([torch.nn.Sequential(shared), torch.nn.Sequential(shared)]).eval()
+    rows = torch.randn(5, 24)
+    if not is_right:
+        monkeypatch.setattr(PackedLinear, "forward", lambda self, rows: rows[..., : self.out_features] * 0)
+    with torch.inference_mode():
+        before = model[1](model[0](rows))
+        assert pack_linears(model, lambda: model[1](model[0](rows))) is is_right
+        assert model[0][0] is model[1][0]
+        torch.testing.assert_close(model[1](model[0](rows)), before)
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,10 @@ class PackedLinear(torch.nn.Module):
         self.weight = torch.empty(0, dtype=linear.weight.dtype)
         self._packed = _ONEDNN._reorder_linear_weight(linear.weight.detach(), None)  # noqa: SLF001 - as inductor does
 
+    def unpack(self) -> torch.nn.Parameter:
+        """Return the weight as it was before: (out_features, in_features)."""
+        return torch.nn.Parameter(self._packed.to_dense(), requires_grad=False)
+
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Multiply and add."""
         return multiply(rows, self._packed, self.bias, self.out_features)
@@ -70,7 +74,8 @@ def pack_linears(model: torch.nn.Module, sample: Callable[[], torch.Tensor]) -> 
     """Replace a model's linear layers where that is faster, and changes nothing but rounding.
 
     Args:
-        model: in fp32 on the CPU, for inference only; the old layers' weights are freed.
+        model: in fp32 on the CPU, for inference only. Each old layer's weight is freed once it is packed, so that no
+            more than one layer is there twice.
         sample: runs the model on some rows and returns their vectors.
 
     Returns:
@@ -88,8 +93,12 @@ def pack_linears(model: torch.nn.Module, sample: Callable[[], torch.Tensor]) -> 
         return False
     try:
         before = sample()
+        packed: dict[torch.nn.Linear, PackedLinear] = {}  # as two places may have the same one
         for parent, name, child in places:
-            setattr(parent, name, PackedLinear(child))
+            if child not in packed:
+                packed[child] = PackedLinear(child)
+                child.register_parameter("weight", None)
+            setattr(parent, name, packed[child])
         after = sample()
         is_same = bool((after - before).abs().max() <= TOLERANCE * before.abs().max())
     except Exception as exc:  # noqa: BLE001 - a build without oneDNN, or whatever a model does with its layers
@@ -97,8 +106,16 @@ def pack_linears(model: torch.nn.Module, sample: Callable[[], torch.Tensor]) -> 
         is_same = False
     if not is_same:
         for parent, name, child in places:
-            setattr(parent, name, child)
+            _put_back(parent, name, child)
     return is_same
+
+
+def _put_back(parent: torch.nn.Module, name: str, linear: torch.nn.Linear) -> None:
+    """Put an old layer back, with its weight as it was, to the bit."""
+    packed = getattr(parent, name)
+    if isinstance(packed, PackedLinear):
+        linear.register_parameter("weight", packed.unpack())
+        setattr(parent, name, linear)
 
 
 def has_slow_products() -> bool:
