@@ -15,15 +15,18 @@ from tasks import weights
 from tasks.errors import ModelNotFound
 from tasks.messages import ModelSpec
 from workers.engines.laser.checkpoints import files_of, named_by
+from workers.widths import NUMBER_BYTES
 
 #: Bytes of a number in a weight file that does not say, as pytorch_model.bin.
-FLOAT32_BYTES = 4
+FLOAT32_BYTES = NUMBER_BYTES["fp32"]
 #: A safetensors file begins with the length of its header; a larger one is none.
 LARGEST_HEADER_BYTES = 100_000_000
 #: What reading the header of a file raises that has none.
 _NO_HEADER = (OSError, ValueError, TypeError, LookupError, AttributeError, struct.error)
 #: In the names of a repeated block's tensors, as in ``layers.3.mlp.up_proj.weight``.
 _IN_BLOCK = re.compile(r"\.\d+\..*weight$")
+#: In the names of experts, which transformers joins into one tensor a layer that is no linear layer's.
+_EXPERTS = ".experts."
 
 
 def count_parameters(spec: ModelSpec) -> int | None:
@@ -47,7 +50,8 @@ def count_parameters(spec: ModelSpec) -> int | None:
 def count_in_blocks(spec: ModelSpec) -> int:
     """Return the numbers in matrices of blocks that a transformer repeats, as far as files on this machine tell.
 
-    That is what ``--quantize`` quantises; such tensors have the number of a block in their names.
+    That is what ``--quantize`` quantises, as `workers.engines.quantising.repeated_linears` finds it in a loaded model;
+    here, without torch, by names: such tensors have the number of a block in theirs.
     """
     place = Path(weights.locate(spec))
     folder = place if place.is_dir() else hub_snapshot(spec)
@@ -58,7 +62,8 @@ def _in_blocks_of(path: Path) -> int:
     if path.suffix != ".safetensors":
         return 0
     try:
-        shapes = [tensor["shape"] for name, tensor in read_header(path).items() if _IN_BLOCK.search(name)]
+        names = {name: tensor for name, tensor in read_header(path).items() if _IN_BLOCK.search(name)}
+        shapes = [tensor["shape"] for name, tensor in names.items() if _EXPERTS not in name]
         return sum(math.prod(shape) for shape in shapes if len(shape) == 2)  # noqa: PLR2004 - a matrix
     except _NO_HEADER:
         return 0

@@ -16,6 +16,7 @@ from workers.devices import Device, find_devices, find_joined, join
 from workers.idleness import NOTE_VARIABLE, Idleness, note_path
 from workers.model_size import count_in_blocks, count_parameters
 from workers.sharding.choosing import PARTED, check_shard
+from workers.widths import NUMBER_BYTES, quantised_bytes
 
 #: Memory of a slot beside its weights: Python, torch, transformers and buffers. Measured with MiniLM's 87 MiB, pages
 #: that slots share parted among them: 480 to 550 MiB for all when it starts, and up to 240 MiB more for kernels of
@@ -25,11 +26,6 @@ SLOT_BYTES = 620 * MIB
 FAKE_SLOT_BYTES = 80 * MIB
 #: Memory of a GPU that a slot takes beside its weights: CUDA's context, libraries, batches. An estimate, not measured.
 CUDA_SLOT_BYTES = 2048 * MIB
-
-#: Bytes of one parameter by --precision; auto is fp32 on a CPU and a half precision on a GPU.
-PARAMETER_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
-#: The same of quantised ones, with their scales.
-QUANTISED_BYTES = {"int8": 1.0, "int4": 0.5625}
 
 #: Parameters that one process needs to keep a GPU busy: with fewer, tokenising and launching kernels take longer than
 #: the kernels. And the most processes before it was measured what they do. Rules of thumb, not measured.
@@ -228,12 +224,12 @@ class _Planning:
         """Memory of a GPU that quantised weights save. On a CPU they are there unquantised first."""
         if self.settings.quantize is None or self.device.is_cpu or self.parameters is None:
             return 0
-        each = max(0.0, self._parameter_bytes - QUANTISED_BYTES[self.settings.quantize])
-        return int(each * count_in_blocks(self.spec))
+        count = count_in_blocks(self.spec)
+        return max(0, int(self._parameter_bytes * count - quantised_bytes(self.settings.quantize, count)))
 
     @property
     def _parameter_bytes(self) -> int:
-        return PARAMETER_BYTES.get(self.settings.precision, 4 if self.device.is_cpu else 2)
+        return NUMBER_BYTES.get(self.settings.precision, 4 if self.device.is_cpu else 2)  # what auto is there
 
     @property
     def _most_by_memory(self) -> int | None:

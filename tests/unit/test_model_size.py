@@ -8,7 +8,7 @@ import struct
 import pytest
 
 from tasks.messages import ModelSpec
-from workers.model_size import count_parameters
+from workers.model_size import count_in_blocks, count_parameters
 
 
 @pytest.fixture
@@ -96,6 +96,22 @@ def test_a_commit_of_the_hub_is_found_without_a_name(folder, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(folder / "cache"))
     save(folder / "cache" / "models--org--name" / "snapshots" / "5617a9f" / "model.safetensors", [8])
     assert count_parameters(ModelSpec.parse("org/name@5617a9f")) == 8
+
+
+def test_experts_are_not_in_what_is_quantised(folder):
+    """But those are that each token passes. A file may have experts one by one, or joined."""
+    names = {
+        "embed.weight": [100, 10],
+        "layers.0.attn.weight": [10, 10],
+        "layers.0.norm.weight": [10],
+        "layers.0.mlp.experts.7.up.weight": [50, 10],
+        "layers.0.experts.gate_up.weight": [50, 10],
+        "layers.0.mlp.experts.gate_up_proj": [8, 50, 10],
+        "layers.0.mlp.shared_experts.up.weight": [5, 10],
+    }
+    header = json.dumps({name: {"dtype": "BF16", "shape": shape} for name, shape in names.items()}).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    assert count_in_blocks(ModelSpec.parse(str(folder))) == 100 + 50
 
 
 def test_the_fake_engine_has_no_weights():

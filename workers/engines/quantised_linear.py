@@ -11,13 +11,12 @@ from typing import Any
 import torch
 
 from workers.engines.packed_linear import has_slow_products, multiply
+from workers.widths import INT4_BLOCK
 
 #: Steps on either side of zero in which a row of weights, or of activations, is counted.
 STEPS = 127
 #: Fine steps in a coarse one; half as many on either side fit eight bits.
 FINER = 2 * STEPS
-#: Numbers that share a scale in int4; bitsandbytes' own choice. They cost 4 bytes more, an eighth of what is kept.
-BLOCK = 64
 #: Four bits as values that normally distributed weights need alike often: https://arxiv.org/abs/2305.14314
 FOUR_BITS = "nf4"
 
@@ -103,7 +102,7 @@ class Int4Linear(QuantisedLinear):
     def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__(linear)
         packed, state = four_bits().quantize_4bit(
-            linear.weight.detach().contiguous(), blocksize=BLOCK, quant_type=FOUR_BITS
+            linear.weight.detach().contiguous(), blocksize=INT4_BLOCK, quant_type=FOUR_BITS
         )
         self.register_buffer("packed", packed)  # (n / 2, 1) uint8
         self.register_buffer("scale", state.absmax)  # (n / 64,) float32
@@ -115,7 +114,7 @@ class Int4Linear(QuantisedLinear):
             absmax=self.scale,
             shape=torch.Size((self.out_features, self.in_features)),
             dtype=self.weight.dtype,
-            blocksize=BLOCK,
+            blocksize=INT4_BLOCK,
             quant_type=FOUR_BITS,
         )
         weight: torch.Tensor = functions.dequantize_4bit(self.packed, state)

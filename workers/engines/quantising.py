@@ -1,14 +1,16 @@
 """``--quantize``: a transformer's linear layers in int8 or int4.
 
-Quantised are the linear layers of the blocks that a transformer repeats, which hold nearly all of a large model's
+Quantised are the linear layers of the blocks that a transformer repeats, which hold nearly all of a large dense model's
 weights. Embeddings, norms, pooling, dense layers behind it and output layers stay: all values pass them, and they are
-small, but for embeddings, which are looked up and not multiplied.
+small, but for embeddings, which are looked up and not multiplied. So do the experts of a mixture, which transformers
+keeps as one tensor a layer; of such a model they are nearly all.
 """
 
 from __future__ import annotations
 
 import logging
 from importlib.util import find_spec
+from typing import cast
 
 import torch
 
@@ -18,6 +20,9 @@ from tasks.settings import Settings
 from workers.engines.quantised_linear import DynamicInt8Linear, Int4Linear, Int8Linear, QuantisedLinear
 
 log = logging.getLogger(__name__)
+
+#: Share of a model's bytes below which its linear layers are few: embeddings of many languages, or experts, are most.
+FEW_SHARE = 0.25
 
 
 def check_quantize(settings: Settings) -> None:
@@ -62,30 +67,41 @@ def quantise(model: torch.nn.Module, spec: ModelSpec, device: str, settings: Set
     if settings.quantize is None:
         return
     kind: type[QuantisedLinear] = {"int8": Int8Linear, "int4": Int4Linear}[settings.quantize]
-    before, n_layers = weight_bytes(model), 0
-    for parent, name in _places(model):
-        linear = getattr(parent, name)
-        if type(linear) is torch.nn.Linear:  # not replaced yet: blocks may hold blocks
-            is_dynamic = kind is Int8Linear and device == "cpu" and linear.weight.dtype == torch.float32
-            setattr(parent, name, (DynamicInt8Linear if is_dynamic and has_integer_products() else kind)(linear))
-            n_layers += 1
-    if not n_layers:
+    before, linear_bytes = weight_bytes(model), 0
+    layers = repeated_linears(model)
+    if not layers:
         raise UsageError(f"--quantize: {spec} has no repeated blocks with linear layers. Leave it out.")
+    for places in layers.values():
+        linear = cast("torch.nn.Linear", model.get_submodule(places[0]))
+        linear_bytes += linear.weight.nbytes
+        is_dynamic = kind is Int8Linear and device == "cpu" and linear.weight.dtype == torch.float32
+        layer = (DynamicInt8Linear if is_dynamic and has_integer_products() else kind)(linear)
+        for place in places:
+            parent, _, name = place.rpartition(".")
+            setattr(model.get_submodule(parent), name, layer)
     model.to(device)
-    saved = {"layers": n_layers, "bytes_before": before, "bytes": weight_bytes(model)}
+    saved = {"layers": len(layers), "bytes_before": before, "bytes": weight_bytes(model)}
     log.info("Linear layers quantised", extra={"action": "load", **saved})
+    if linear_bytes < FEW_SHARE * before:
+        share = 100 * linear_bytes / before
+        log.warning(
+            "Quantised is only %.0f%% of the weights: few lie in linear layers", share, extra={"action": "load"}
+        )
 
 
-def _places(model: torch.nn.Module) -> list[tuple[torch.nn.Module, str]]:
-    """Return where repeated blocks have linear layers. Not the layers, so that a replaced one's memory is free."""
-    return [
-        (parent, name)
-        for blocks in model.modules()
-        if isinstance(blocks, torch.nn.ModuleList)
-        for parent in blocks.modules()
-        for name, child in parent.named_children()
-        if type(child) is torch.nn.Linear
-    ]
+def repeated_linears(model: torch.nn.Module) -> dict[int, list[str]]:
+    """Return the places of each linear layer that repeated blocks have: what is quantised.
+
+    By the layer's id, because blocks may share one; without the layers, so that a replaced one's memory is free.
+    """
+    repeated = {
+        id(part) for blocks in model.modules() if isinstance(blocks, torch.nn.ModuleList) for part in blocks.modules()
+    }
+    found: dict[int, list[str]] = {}
+    for place, module in model.named_modules(remove_duplicate=False):
+        if type(module) is torch.nn.Linear and id(module) in repeated:
+            found.setdefault(id(module), []).append(place)
+    return found
 
 
 def has_integer_products() -> bool:

@@ -7,9 +7,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-#: Bytes of a number by --precision. fp16 takes what bf16 takes.
-NUMBER_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-
 
 @dataclass(frozen=True)
 class Tensor:

@@ -11,6 +11,7 @@ import torch
 from sentence_transformers.base.modules import transformer
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from workers.engines.quantising import repeated_linears
 from workers.sizing.blueprint import Blueprint, Tensor
 
 #: In which all is built: what is not in it then has a type of its own, as some buffers have.
@@ -71,9 +72,7 @@ def _tensors(model: Any) -> Iterator[Tensor]:
     units = dict(_units(model, "", set(model._no_split_modules or ())))  # noqa: SLF001 - as above
     tensor_plan, groups = _plan(model, "tp_plan"), _groups(model)
     kept_in_fp32 = list(model._get_dtype_plan(HALF))  # noqa: SLF001 - patterns of names
-    repeated = {
-        id(part) for blocks in model.modules() if isinstance(blocks, torch.nn.ModuleList) for part in blocks.modules()
-    }
+    linears = repeated_linears(model)
     seen: set[int] = set()
     for place, module in model.named_modules():
         for name, tensor, is_parameter in _own(module):
@@ -89,7 +88,7 @@ def _tensors(model: Any) -> Iterator[Tensor]:
                 tuple(tensor.shape),
                 units[place],
                 number_bytes=own_bytes,
-                is_linear=type(module) is torch.nn.Linear and name == "weight" and id(module) in repeated,
+                is_linear=name == "weight" and id(module) in linears,
                 split=_split(_style(tensor_plan, place, full), name, tensor.dim()) if is_parameter else None,
                 group=next((groups[around] for around in _around(place) if around in groups), ""),
             )

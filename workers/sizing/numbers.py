@@ -5,12 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from workers.sizing.blueprint import NUMBER_BYTES, Tensor
-
-#: Bytes of a scale: one a row of int8, one a block of int4.
-SCALE_BYTES = 4
-#: Numbers that share a scale in int4.
-BLOCK = 64
+from workers.sizing.blueprint import Tensor
+from workers.widths import NUMBER_BYTES, quantised_bytes
 
 
 @dataclass(frozen=True)
@@ -30,6 +26,4 @@ class Numbers:
             return count * tensor.number_bytes
         if self.quantize is None or not tensor.is_linear:
             return count * NUMBER_BYTES[self.precision]
-        if self.quantize == "int8":
-            return count + shape[0] * SCALE_BYTES
-        return count / 2 + math.ceil(count / BLOCK) * SCALE_BYTES
+        return quantised_bytes(self.quantize, count, shape[0])
