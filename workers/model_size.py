@@ -22,7 +22,7 @@ FLOAT32_BYTES = NUMBER_BYTES["fp32"]
 #: A safetensors file begins with the length of its header; a larger one is none.
 LARGEST_HEADER_BYTES = 100_000_000
 #: What reading the header of a file raises that has none.
-_NO_HEADER = (OSError, ValueError, TypeError, LookupError, AttributeError, struct.error)
+NO_HEADER = (OSError, ValueError, TypeError, LookupError, AttributeError, struct.error)
 #: In the names of a repeated block's tensors, as in ``layers.3.mlp.up_proj.weight``.
 _IN_BLOCK = re.compile(r"\.\d+\..*weight$")
 #: In the names of experts, which transformers joins into one tensor a layer that is no linear layer's.
@@ -65,7 +65,7 @@ def _in_blocks_of(path: Path) -> int:
         names = {name: tensor for name, tensor in read_header(path).items() if _IN_BLOCK.search(name)}
         shapes = [tensor["shape"] for name, tensor in names.items() if _EXPERTS not in name]
         return sum(math.prod(shape) for shape in shapes if len(shape) == 2)  # noqa: PLR2004 - a matrix
-    except _NO_HEADER:
+    except NO_HEADER:
         return 0
 
 
@@ -91,7 +91,7 @@ def _in_file(path: Path) -> int:
         return path.stat().st_size // FLOAT32_BYTES
     try:
         return sum(math.prod(tensor["shape"]) for name, tensor in read_header(path).items() if name != "__metadata__")
-    except _NO_HEADER:
+    except NO_HEADER:
         return path.stat().st_size // FLOAT32_BYTES  # whether it can be loaded is for the engine to say
 
 

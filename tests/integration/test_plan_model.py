@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize
 from transformers import (
@@ -30,11 +31,12 @@ from tasks.errors import ModelNotFound
 from tasks.messages import ModelSpec
 from tasks.settings import GIB, MIB, Settings
 from tests.tiny_causal import tiny_causal
-from tests.tiny_models import tiny_bert, tiny_cross_encoder
+from tests.tiny_models import tiny_bert, tiny_cross_encoder, tiny_model2vec
 from workers.engines.causal_model import load_causal
 from workers.engines.loading import load_cross_encoder, load_model
 from workers.engines.quantising import quantise
 from workers.sharding.spreading import limits_of
+from workers.sizing import drawing
 from workers.sizing.blueprint import weigh_all
 from workers.sizing.drawing import draw
 from workers.sizing.meta import blueprint_of
@@ -71,6 +73,8 @@ def _make(place: Path, name: str) -> None:
         tiny_bert(place)
     elif name in {"qwen2", "llama", "gpt2", "gemma", "mla"}:
         tiny_causal(place, name)  # type: ignore[arg-type]
+    elif name == "model2vec":
+        tiny_model2vec(place)
     elif name.startswith("ce-"):
         tiny_cross_encoder(place, name.removeprefix("ce-"))  # type: ignore[arg-type]
     elif name == "dense":
@@ -98,6 +102,10 @@ def with_tokenizer(place: Path, folder: Path) -> str:
     """Give a model the tokenizer of another, and return its folder."""
     PreTrainedTokenizerFast.from_pretrained(made(folder, "qwen2")).save_pretrained(place)
     return str(place)
+
+
+#: The list of modules of static embeddings.
+STATIC = json.dumps([{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.StaticEmbedding"}])
 
 
 def held_bytes(model: torch.nn.Module) -> int:
@@ -206,6 +214,12 @@ def test_a_blueprint_is_the_same_of_a_loaded_model(folder: Path) -> None:
         ({"config.json": "{"}, "JSON|config"),
         ({"config.json": '{"model_type": "no-such"}'}, "no-such"),
         ({"adapter_config.json": "{}"}, "adapter"),
+        ({"modules.json": '["a"]'}, "modules.json is not a list of modules"),
+        ({"modules.json": '{"a": 1}'}, "modules.json is not a list of modules"),
+        ({"modules.json": "7"}, "modules.json is not a list of modules"),
+        ({"modules.json": STATIC}, "the size of its module StaticEmbedding is known only once"),
+        ({"modules.json": STATIC, "model.safetensors": ""}, "model.safetensors is not a safetensors file"),
+        ({"config.json": '{"model_type": "bert", "num_attention_heads": 0}'}, "makes no model: integer modulo by zero"),
     ],
 )
 def test_files_that_tell_nothing_are_one_line(tmp_path: Path, files: dict[str, str], reason: str) -> None:
@@ -229,13 +243,43 @@ def test_a_model_that_is_not_here_is_one_line(monkeypatch: pytest.MonkeyPatch, t
 
 def test_modules_that_are_no_transformer_count_by_their_files(tmp_path: Path) -> None:
     """As static embeddings, which cannot be shared out."""
-    (tmp_path / "modules.json").write_text(
-        json.dumps([{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.StaticEmbedding"}])
-    )
+    (tmp_path / "modules.json").write_text(STATIC)
     (tmp_path / "pytorch_model.bin").write_bytes(bytes(4000))
     blueprint = draw(ModelSpec.parse(str(tmp_path)), Settings())
     assert blueprint.numbers == 1000
     assert {reason for _, reason in blueprint.why_not} == {"no transformer"}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_static_embeddings_take_what_was_planned(folder: Path, precision: str) -> None:
+    """A row for each token, not for each of model2vec's groups; and their own numbers, whatever is asked for."""
+    spec, settings = ModelSpec.parse(made(folder, "model2vec")), Settings(precision=precision)
+    loaded = held_bytes(load_model(spec, "cpu", settings))
+    assert planned_bytes(spec, settings) == loaded
+
+
+def test_a_table_in_half_precision_stays_so(folder: Path) -> None:
+    """As sentence-transformers saves it."""
+    table = load_model(ModelSpec.parse(made(folder, "model2vec")), "cpu", Settings())
+    place = folder / "half-table"
+    table.half().save(str(place))
+    spec, settings = ModelSpec.parse(str(place)), Settings(precision="fp32")
+    assert planned_bytes(spec, settings) == held_bytes(load_model(spec, "cpu", settings)) == held_bytes(table)
+
+
+def test_the_hub_is_asked_once_if_it_does_not_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each question takes half a minute to fail."""
+    asked = []
+
+    def download(place: str, name: str, **_: Any) -> str:
+        asked.append(name)
+        raise LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(drawing, "hf_hub_download", download)
+    with pytest.raises(ModelNotFound, match="--model no/such cannot be loaded: no connection"):
+        draw(ModelSpec.parse("no/such"), Settings())
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("rooms_mib", [[4, 4], [8, 8, 8, 8], [3, 8, 8]])

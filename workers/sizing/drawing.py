@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from sentence_transformers.util import load_file_path
 from transformers import AutoConfig
 
@@ -20,12 +22,15 @@ from tasks.errors import ModelNotFound
 from tasks.messages import ModelSpec
 from tasks.settings import Settings
 from workers.engines.loading import LOAD_ERRORS, not_loaded
-from workers.model_size import count_parameters, hub_snapshot, read_header, weight_files
+from workers.model_size import count_parameters, hub_snapshot, weight_files
 from workers.sizing.blueprint import Blueprint, Tensor
 from workers.sizing.meta import blueprint_of, build
+from workers.sizing.tables import header_of, static_tables
 
 #: Modules of sentence-transformers that have no weights.
 _WEIGHTLESS = {"Pooling", "Normalize", "Dropout", "LogitScore"}
+#: What transformers raises of a configuration whose numbers make no model.
+_UNUSABLE = (TypeError, AttributeError, ArithmeticError, LookupError)
 
 
 def draw(spec: ModelSpec, settings: Settings) -> Blueprint:
@@ -42,6 +47,9 @@ def draw(spec: ModelSpec, settings: Settings) -> Blueprint:
         parts = list(_Files(spec, settings).parts())
     except LOAD_ERRORS as exc:
         raise not_loaded(spec, exc) from exc
+    except _UNUSABLE as exc:
+        reason = str(exc).partition("\n")[0]
+        raise ModelNotFound(f"--model {spec} cannot be loaded: its configuration makes no model: {reason}") from exc
     return _joined(parts)
 
 
@@ -76,25 +84,51 @@ class _Files:
         return place if "/" in place else f"{owner}/{place}"
 
     def read(self, name: str, folder: str = "") -> Any:
-        """Return what a JSON file holds, or None if there is none."""
-        file = load_file_path(self.place, name, subfolder=folder, revision=self._revision)
+        """Return what a JSON file holds, or None if there is none.
+
+        Raises:
+            OSError: the hub does not answer. That is told of the first file, because each takes half a minute.
+        """
+        if Path(self.place).is_dir():
+            file = load_file_path(self.place, name, subfolder=folder)
+        else:
+            file = self._fetch(name, folder)
         return json.loads(Path(file).read_text(encoding="utf-8")) if file else None
+
+    def _fetch(self, name: str, folder: str) -> str | None:
+        try:
+            return str(hf_hub_download(self.place, name, subfolder=folder or None, revision=self._revision))
+        except LocalEntryNotFoundError:
+            raise
+        except EntryNotFoundError:
+            return None
 
     def parts(self) -> Iterator[Blueprint]:
         """Yield the blueprint of each module that the engine would load."""
         if self.read("adapter_config.json") is not None:
             raise ValueError("it is an adapter. Plan the model that it belongs to")
-        modules = self.read("modules.json") or []
+        modules = self._modules()
         if not modules or (self.spec.engine == "reranker" and self._architecture("").endswith("ForCausalLM")):
             yield self._transformer("", self._task_of_plain())
             return
-        for module in modules:
-            kind, folder = str(module["type"]).rpartition(".")[2], str(module["path"])
+        for kind, folder in modules:
             if kind == "Transformer":
                 found = self.read("sentence_bert_config.json", folder) or {}
                 yield self._transformer(folder, str(found.get("transformer_task", "feature-extraction")))
             elif kind not in _WEIGHTLESS:
                 yield self._module(kind, folder)
+
+    def _modules(self) -> list[tuple[str, str]]:
+        """Return kind and folder of each module; of a plain transformer there are none.
+
+        Raises:
+            ValueError: the file that lists them is of another form.
+        """
+        found = self.read("modules.json") or []
+        try:
+            return [(str(module["type"]).rpartition(".")[2], str(module["path"])) for module in found]
+        except (TypeError, LookupError) as exc:
+            raise ValueError("its modules.json is not a list of modules, each with type and path") from exc
 
     def _task_of_plain(self) -> str:
         if self.spec.engine != "reranker":
@@ -119,11 +153,19 @@ class _Files:
         return blueprint_of(build(config, task, trust_remote_code=self.settings.trust_remote_code))
 
     def _module(self, kind: str, folder: str) -> Blueprint:
-        """Return a module that is no transformer: a dense layer by its configuration, any other by its weights."""
-        shapes = _dense(self.read("config.json", folder) or {}) or list(_saved(Path(self.place) / folder))
-        if not shapes and not Path(self.place).is_dir():
+        """Return a module that is no transformer: a dense layer by its configuration, any other by its weights.
+
+        Raises:
+            ValueError: they are not here.
+        """
+        place = Path(self.place) / folder
+        if kind == "StaticEmbedding":
+            tensors = list(static_tables(place))
+        else:
+            shapes = _dense(self.read("config.json", folder) or {}) or list(_saved(place))
+            tensors = [Tensor(f"{kind}.{name}", shape, kind) for name, shape in shapes]
+        if not tensors:
             raise ValueError(f"the size of its module {kind} is known only once its weights are on this machine")
-        tensors = [Tensor(f"{kind}.{name}", shape, kind) for name, shape in shapes]
         return Blueprint(tuple(tensors))
 
     @property
@@ -149,9 +191,8 @@ def _saved(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
         if file.suffix != ".safetensors":
             yield file.name, (file.stat().st_size // 4,)
             continue
-        for name, tensor in read_header(file).items():
-            if name != "__metadata__":
-                yield name, tuple(tensor["shape"])
+        for name, tensor in header_of(file).items():
+            yield name, tuple(tensor["shape"])
 
 
 def _joined(parts: list[Blueprint]) -> Blueprint:
