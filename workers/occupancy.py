@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two measurements. To ask nvidia-smi costs a process, and to sum up a process's pages 0.06 s a GB.
 EVERY_S = 30.0
+#: In the command of a rank, before its number.
+RANK_MODULE = "workers.sharding.rank"
 
 
 def tell_memory(pulse: Pulse) -> None:
@@ -59,19 +61,27 @@ def _of_gpus(uuids: list[str]) -> Iterator[DeviceUse]:
 
 
 def _of_host(names: list[str]) -> Iterator[DeviceUse]:
-    """Yield what this process has of the host's memory, and, if the slot is in several, those that it started.
+    """Yield what this process has of the host's memory, with all that it started; its ranks stand for themselves.
 
-    One process is counted with all that it started. Of several the largest are the ranks; they stand in the order in
-    which they were started.
+    Without ranks there is one entry, whatever the devices are.
     """
     total_bytes, own = machine.host_memory().total_bytes, psutil.Process()
-    started = [(process.pid, _held_bytes(process)) for process in own.children(recursive=True)]
-    if len(names) == 1:
-        yield DeviceUse(names[0], _held_bytes(own) + sum(held for _, held in started), total_bytes)
-        return
-    ranks = sorted(started, key=lambda one: one[1], reverse=True)[: len(names) - 1]
-    for name, held in zip(names, [_held_bytes(own), *(held for _, held in sorted(ranks))], strict=False):
+    started = [(process, _held_bytes(process)) for process in own.children(recursive=True)]
+    ranks = sorted((rank, held) for process, held in started if (rank := _rank_of(process)))
+    used = [_held_bytes(own) + sum(held for process, held in started if not _rank_of(process))]
+    used += [held for _, held in ranks]
+    for name, held in zip(names if ranks else ["+".join(names)], used, strict=False):
         yield DeviceUse(name, held, total_bytes)
+
+
+def _rank_of(process: psutil.Process) -> int:
+    """Return which of this slot's other ranks a process is; 0 if it is none, or has ended."""
+    try:
+        words = process.cmdline()
+    except psutil.Error:
+        return 0
+    numbers = words[words.index(RANK_MODULE) + 1 :] if RANK_MODULE in words else []
+    return int(numbers[0]) if numbers and numbers[0].isdigit() else 0
 
 
 def _held_bytes(process: psutil.Process) -> int:

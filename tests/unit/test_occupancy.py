@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -24,11 +25,13 @@ def host(monkeypatch, tmp_path):
 
 @pytest.fixture
 def processes(host, monkeypatch):
-    """Return a function that gives this process children, by the MiB of each process in the order of their start."""
+    """Return a function that gives this process children, by the MiB of each process; some are ranks by number."""
 
-    def give(own, *others, nobody=()):
-        started = [SimpleNamespace(pid=os.getpid() + 1 + i) for i in range(len(others))]
-        gone = [SimpleNamespace(pid=10**7 + i, memory_info=_raise) for i, _ in enumerate(nobody)]
+    def give(own, *others, nobody=(), ranks=None):
+        started = [
+            SimpleNamespace(pid=os.getpid() + 1 + i, cmdline=partial(_command, i, ranks)) for i in range(len(others))
+        ]
+        gone = [SimpleNamespace(pid=10**7 + i, memory_info=_raise, cmdline=_raise) for i, _ in enumerate(nobody)]
         for pid, mib in zip([os.getpid(), *(one.pid for one in started)], [own, *others], strict=True):
             folder = host.proc / str(pid)
             folder.mkdir(parents=True)
@@ -37,6 +40,11 @@ def processes(host, monkeypatch):
         monkeypatch.setattr(occupancy.psutil, "Process", lambda: me)
 
     return give
+
+
+def _command(place, ranks):
+    rank = (ranks or {}).get(place)
+    return ["python", "-P", "-m", "workers.sharding.rank", str(rank), "3", "/m"] if rank else ["python", "x.py"]
 
 
 def _raise():
@@ -50,11 +58,17 @@ def test_a_slot_on_the_cpu_has_what_its_processes_have(processes):
 
 
 def test_each_rank_of_a_slot_on_the_cpu_is_told(processes):
-    """In the order in which they were started; what is smaller is no rank."""
-    processes(500, 400, 3, 450)
+    """In their order; what else was started counts with the slot's own process, however large it is."""
+    processes(400, 450, 100, 400, nobody=[1], ranks={0: 2, 2: 1})
     found = occupancy.measure("cpu+cpu+cpu")
     assert [one.used_bytes // MIB for one in found] == [500, 400, 450]
     assert {one.device for one in found} == {"cpu"}
+
+
+def test_a_slot_without_ranks_is_told_once(processes):
+    """Its layers lie on several devices, but one process computes; a child is no rank."""
+    processes(500, 20)
+    assert occupancy.measure("cpu:0+cpu:1") == [DeviceUse("cpu:0+cpu:1", 520 * MIB, 80 * GIB)]
 
 
 def test_a_system_without_pss_tells_the_resident_size(host):
