@@ -53,6 +53,7 @@ def _compute(spec: JobSpec, rows: list[Any]) -> tuple[np.ndarray, list[str | Non
         Permanent: the model cannot serve the job's options here.
     """
     settings = Settings.load(model=str(spec.model), operation=spec.operation, max_batch_tokens=1)
+    settings = settings.model_copy(update={"shard": None})  # one process on one device, whatever the job's workers had
     device = find_devices(settings)[0]
     if not device.is_cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = device.uuid

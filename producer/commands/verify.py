@@ -112,15 +112,21 @@ def _compute(spec: JobSpec, sample: Sample, settings: Settings) -> pa.Table:
         rows = pa.table([pa.array(column, pa.string()) for column in zip(*sample.rows, strict=True)], names=["a", "b"])
         (folder / "rows.arrow").write_bytes(tables.to_bytes(rows))
         (folder / "spec.json").write_text(spec.model_dump_json(), encoding="utf-8")
-        environment = {**os.environ, **settings.environment(), "PYTHONSAFEPATH": "1"}
-        if settings.quantize is None:
-            environment.pop("PENSTOCK_QUANTIZE", None)
         status = subprocess.run(
-            [sys.executable, "-P", "-m", "workers.verify", name], env=environment, check=False
+            [sys.executable, "-P", "-m", "workers.verify", name], env=_environment(settings, folder), check=False
         ).returncode
         if status:
             raise typer.Exit(status if status > 0 else 1)
         return tables.from_bytes((folder / "values.arrow").read_bytes(), "values.arrow")
+
+
+def _environment(settings: Settings, folder: Path) -> dict[str, str]:
+    """Return an environment in which these settings hold, also those that are None: no file says otherwise."""
+    config = folder / "penstock.yaml"
+    config.write_text("", encoding="utf-8")
+    own = {f"PENSTOCK_{name.upper()}" for name in Settings.model_fields}
+    others = {name: value for name, value in os.environ.items() if name not in own}
+    return {**others, **settings.environment(), "PENSTOCK_CONFIG": str(config), "PYTHONSAFEPATH": "1"}
 
 
 def _beside_fp32(spec: JobSpec, sample: Sample, settings: Settings) -> dict[str, Any]:
@@ -146,8 +152,8 @@ def _print(result: dict[str, Any]) -> None:
         lines.append(f"{result['failed']:,} rows could not be computed here")
     if not result["same_weights"]:
         lines.append(
-            "the model that was loaded here is not the job's to the bit: other weights, --precision, --quantize or "
-            "--backend"
+            "the model that was loaded here is not the job's to the bit: other weights, or not the --precision, "
+            "--quantize or PENSTOCK_BACKEND of its workers"
         )
     if "beside_fp32" in result:
         lines += _price(result)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from producer.commands.verify import _price
+from producer.commands.verify import _environment, _price
 from tasks.errors import UsageError
 from tasks.messages import ModelSpec
 from tasks.settings import MIB, Settings
@@ -18,6 +20,21 @@ def test_engines_without_a_transformer_refuse_it(model: str) -> None:
     with pytest.raises(UsageError, match=r"^--quantize is for transformers; --model (fake|laser):.*Leave it out\.$"):
         load_engine(ModelSpec.parse(model), "cpu", Settings(quantize="int8"))
     assert loads() == before
+
+
+def test_what_is_none_is_none_where_rows_are_computed_again(monkeypatch, tmp_path) -> None:
+    """Neither the environment nor a settings file quantises the weights that are to be unquantised."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "penstock.yaml").write_text("quantize: int8\nshard: tensor\nprecision: bf16\n")
+    monkeypatch.setenv("PENSTOCK_QUANTIZE", "int4")
+    (tmp_path / "rows").mkdir()
+    environment = _environment(Settings.load().model_copy(update={"quantize": None, "shard": None}), tmp_path / "rows")
+    for name in [name for name in os.environ if name.startswith("PENSTOCK_")]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    found = Settings.load()
+    assert (found.quantize, found.shard, found.precision) == (None, None, "bf16")
 
 
 def _result(**of_fp32: object) -> dict[str, object]:
