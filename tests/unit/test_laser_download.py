@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 
 import pytest
+from sentencepiece import SentencePieceTrainer
 
 from tasks import object_store
 from tasks.errors import ModelNotFound, StoreUnavailable
+from workers.engines.laser import download
 from workers.engines.laser.download import Downloads
 
-DATA = bytes(range(256)) * 20_000
+#: As a checkpoint begins.
+DATA = b"PK\x03\x04" + bytes(range(256)) * 20_000
+OTHER = b"PK\x03\x04" + DATA[:3:-1]
 NAMES = ["laser2.pt", "laser2.spm"]
+PAGE = b"\n<html><body>Please log in to the network.</body></html>\n"
+
+
+def pieces() -> bytes:
+    """Return what sentencepiece can read."""
+    model = BytesIO()
+    lines = iter(["some words of a text"] * 9)
+    SentencePieceTrainer.train(sentence_iterator=lines, model_writer=model, vocab_size=16, minloglevel=2)
+    return model.getvalue()
+
+
+PIECES = pieces()
 
 
 def md5_tag(data: bytes) -> str:
@@ -29,8 +47,8 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
-        self.files = dict.fromkeys(NAMES, DATA)
-        self.tags = {name: md5_tag(DATA) for name in NAMES}
+        self.files = dict(zip(NAMES, (DATA, PIECES), strict=True))
+        self.tags = {name: md5_tag(data) for name, data in self.files.items()}
         self.breaks = 0
         self.has_ranges = True
         self.asked: list[tuple[str, str, str]] = []
@@ -145,11 +163,47 @@ def test_a_broken_transfer_of_another_file_begins_anew(server, downloads):
     server.breaks = 1
     with pytest.raises(StoreUnavailable):
         downloads.fetch(NAMES)
-    server.files["laser2.pt"] = DATA[::-1]
-    server.tags["laser2.pt"] = md5_tag(DATA[::-1])
+    server.files["laser2.pt"] = OTHER
+    server.tags["laser2.pt"] = md5_tag(OTHER)
     downloads.fetch(NAMES)
-    assert (downloads.folder / "laser2.pt").read_bytes() == DATA[::-1]
+    assert (downloads.folder / "laser2.pt").read_bytes() == OTHER
     assert files_in(downloads) == NAMES
+
+
+def test_without_a_strong_etag_a_broken_transfer_begins_anew(server, downloads):
+    """A weak one says nothing of the bytes: two versions of a file would be joined."""
+    server.tags["laser2.pt"] = 'W/"1"'
+    server.breaks = 1
+    with pytest.raises(StoreUnavailable):
+        downloads.fetch(NAMES)
+    server.files["laser2.pt"] = OTHER
+    downloads.fetch(NAMES)
+    assert (downloads.folder / "laser2.pt").read_bytes() == OTHER
+    assert set(server.starts()) == {""}
+
+
+@pytest.mark.parametrize("name", ["laser2.pt", "laser2.spm", "laser2.cvocab"])
+def test_a_page_in_place_of_a_file_is_thrown_away(server, downloads, name):
+    """A proxy that wants a login answers everything with it, and with status 200."""
+    server.files[name], server.tags[name] = PAGE, '"any-1"'
+    with pytest.raises(ModelNotFound, match=rf"{name} is damaged, or the server sent something else: "):
+        downloads.fetch([name])
+    assert files_in(downloads) == []
+    server.files |= {"laser2.cvocab": "▁a 2\nb 1\n".encode()}
+    server.files |= {"laser2.pt": DATA, "laser2.spm": PIECES}
+    downloads.fetch([name])
+    assert files_in(downloads) == [name]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(server, downloads, monkeypatch):
+    """After a power cut a name would else stand for zeros."""
+    seen = []
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: seen.append((files_in(downloads), os.fstat(descriptor).st_size))
+    )
+    downloads.fetch(NAMES[:1])
+    ((names, size),) = seen
+    assert (names[0].endswith(".part"), size) == (True, len(DATA))
 
 
 def test_a_server_without_ranges_sends_all_again(server, downloads):
@@ -170,7 +224,7 @@ def test_a_missing_file_is_said_in_one_line(server, downloads):
     assert str(caught.value) == (
         f"LASER's files are not here and cannot be downloaded from {server.url} (laser2.spm: the server has no such "
         f"file). Put laser2.pt, laser2.spm into {downloads.folder}, or name a folder that has them: --model "
-        "laser:FOLDER."
+        "laser:./FOLDER."
     )
 
 
@@ -186,7 +240,7 @@ def test_a_server_that_is_not_there_is_said_in_one_line(server, tmp_path):
 def test_other_content_than_the_server_names_is_thrown_away(server, downloads):
     """Its ETag is the MD5 of what should have come."""
     server.tags["laser2.pt"] = md5_tag(b"something else")
-    with pytest.raises(ModelNotFound, match=r"laser2\.pt is damaged: its MD5 is not the server's ETag"):
+    with pytest.raises(ModelNotFound, match=r"laser2\.pt is damaged, or .*: its MD5 is not the server's ETag"):
         downloads.fetch(NAMES)
     assert files_in(downloads) == []
 
@@ -231,11 +285,56 @@ def test_waiting_ends_before_a_long_download_does(server, downloads, monkeypatch
     assert files_in(downloads) == NAMES
 
 
-def test_whoever_waits_hears_why_a_download_failed(server, downloads):
-    """And the next one tries again."""
+def test_whoever_waits_hears_why_a_download_failed(server, downloads, monkeypatch):
+    """For a while all hear the same; then the next one tries again."""
     del server.files["laser2.pt"]
-    with pytest.raises(ModelNotFound, match="the server has no such file"):
-        downloads.wait(NAMES, 20)
+    for _ in range(2):
+        with pytest.raises(ModelNotFound, match="the server has no such file"):
+            downloads.wait(NAMES, 20)
+    assert len(server.asked) == 1
     server.files["laser2.pt"] = DATA
+    monkeypatch.setattr(download, "AGAIN_S", 0.0)
     downloads.wait(NAMES, 20)
     assert files_in(downloads) == NAMES
+
+
+def test_a_server_that_is_not_there_is_no_reason_to_wait_for_ever(server, tmp_path):
+    """A chunk that were handed back for it would come again and again; with the error, its rows say what is wrong."""
+    downloads = Downloads("http://127.0.0.1:9/nllb/laser", tmp_path)
+    for _ in range(2):
+        with pytest.raises(
+            ModelNotFound, match=r"from http://127.0.0.1:9/nllb/laser \(.*\)\. Put laser2.pt, laser2.spm into"
+        ):
+            downloads.wait(NAMES, 20)
+
+
+def test_a_failure_is_told_once_however_late_somebody_asks(server, downloads, monkeypatch):
+    """Chunks that come back more seldom than downloads are tried would else never hear of it."""
+    del server.files["laser2.pt"]
+    monkeypatch.setattr(download, "AGAIN_S", 0.0)
+    hold = threading.Event()
+    fetch = Downloads.fetch
+    monkeypatch.setattr(Downloads, "fetch", lambda self, names: hold.wait(20) and fetch(self, names))
+    with pytest.raises(StoreUnavailable):
+        downloads.wait(NAMES, 0.0)
+    hold.set()
+    downloads.running[tuple(NAMES)].thread.join(20)
+    with pytest.raises(ModelNotFound):
+        downloads.wait(NAMES, 0.0)
+
+
+def test_a_download_goes_on_as_long_as_each_try_brings_it_further(server, downloads):
+    """Lines that break now and then are waited for."""
+    server.breaks = 2
+    downloads.wait(NAMES, 20)
+    assert (downloads.folder / "laser2.pt").read_bytes() == DATA
+    assert len(server.starts()) == 4
+
+
+def test_a_download_that_stands_still_ends(server, downloads):
+    """Without a strong ETag each try begins anew, and breaks off at the same place."""
+    server.tags["laser2.pt"] = 'W/"1"'
+    server.breaks = 100
+    with pytest.raises(ModelNotFound, match=r"from http://127\.0\.0\.1.*\(laser2\.pt.*\)\. Put "):
+        downloads.wait(NAMES, 20)
+    assert len(server.starts()) < 5

@@ -1,6 +1,6 @@
 """Fetching LASER's published files into a folder: whole, checked, once for all processes of a machine.
 
-A file that was broken off goes on where it stopped, as long as the server still has the same one (by its ETag).
+A file that was broken off goes on where it stopped, if the server says by a strong ETag that it has the same one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,9 @@ from obstore.exceptions import (
 )
 
 from tasks import object_store
-from tasks.errors import ModelNotFound, StoreUnavailable
+from tasks.errors import ModelNotFound, StoreUnavailable, UsageError
 from tasks.redaction import redact
+from workers.engines.laser.formats import flaw_of
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 PIECE_BYTES = 2**20
 #: Seconds between two lines that tell how far a download is.
 TELL_S = 10.0
+#: Seconds after which a download that failed is tried again.
+AGAIN_S = 60.0
 #: An ETag that is the content's MD5: what S3 gives for an object that was put in one part. Those of several parts, and
 #: most web servers' own, have another form.
 _MD5 = re.compile(r'"?([0-9a-f]{32})"?')
@@ -74,30 +77,44 @@ class Downloads:
                 for name in names:
                     if not self.has([name]):
                         _fetch(store, name, self.folder)
-        except (StoreUnavailable, ModelNotFound, OSError) as exc:
+        except (StoreUnavailable, UsageError, OSError) as exc:
             kind = StoreUnavailable if isinstance(exc, StoreUnavailable) else ModelNotFound
             raise kind(
                 f"LASER's files are not here and cannot be downloaded from {redact(self.url)} ({exc}). Put "
-                f"{', '.join(names)} into {self.folder}, or name a folder that has them: --model laser:FOLDER."
+                f"{', '.join(names)} into {self.folder}, or name a folder that has them: --model laser:./FOLDER."
             ) from exc
 
     def wait(self, names: Sequence[str], for_s: float) -> None:
         """Get files in a thread that outlives this call, and wait for them only so long.
 
+        A download that failed is told at once to all who ask within ``AGAIN_S``.
+
         Raises:
-            ModelNotFound: as for ``fetch``.
-            StoreUnavailable: as for ``fetch``, or they are still on their way.
+            ModelNotFound: they cannot be had now: the server has no such file, gave something else, does not answer, or
+                broke off twice at the same place.
+            StoreUnavailable: they are still on their way.
         """
         if self.has(names):
             return
-        fetching = self.running.get(tuple(names)) or _Fetching(self, names).start()
-        self.running[tuple(names)] = fetching
+        fetching = self.running.get(tuple(names))
+        if fetching is None or fetching.is_over():
+            fetching = self.running[tuple(names)] = _Fetching(self, names).start()
         fetching.thread.join(for_s)
         if fetching.thread.is_alive():
             raise StoreUnavailable(f"{names[0]} is being downloaded from {redact(self.url)}")
-        del self.running[tuple(names)]
-        if fetching.error is not None:
-            raise fetching.error
+        if fetching.error is None:
+            del self.running[tuple(names)]
+            return
+        fetching.told_at = fetching.told_at or time.monotonic()
+        raise ModelNotFound(str(fetching.error)) from fetching.error
+
+    def size_bytes(self, names: Sequence[str]) -> int:
+        """Return how much of files is here, in parts or whole."""
+        size = 0
+        for place in (place for name in names for place in (self.folder / name, *self.folder.glob(f".{name}.*.part"))):
+            with suppress(OSError):  # not there, or renamed by another process at this moment
+                size += place.stat().st_size
+        return size
 
 
 class _Fetching:
@@ -105,6 +122,8 @@ class _Fetching:
 
     def __init__(self, downloads: Downloads, names: Sequence[str]) -> None:
         self.error: Exception | None = None
+        #: When somebody heard of the error first.
+        self.told_at: float | None = None
         self._downloads, self._names = downloads, names
         self.thread = threading.Thread(target=self._run, name="download", daemon=True)
 
@@ -112,9 +131,20 @@ class _Fetching:
         self.thread.start()
         return self
 
+    def is_over(self) -> bool:
+        """Whether it failed so long ago that another try is due; not before somebody heard of it."""
+        return self.told_at is not None and time.monotonic() - self.told_at >= AGAIN_S
+
     def _run(self) -> None:
+        most = -1
         try:
-            self._downloads.fetch(self._names)
+            # A transfer that breaks off now and then comes to its end, as long as each try brings it further.
+            while most < (have := self._downloads.size_bytes(self._names)):
+                most, self.error = have, None
+                try:
+                    return self._downloads.fetch(self._names)
+                except StoreUnavailable as exc:
+                    self.error = exc
         except Exception as exc:  # noqa: BLE001 - a thread's boundary; whoever waits for it raises it
             self.error = exc
 
@@ -144,6 +174,8 @@ def _fetch(store: Any, name: str, folder: Path) -> None:
     log.info("Downloading %s", name, extra={"action": "download", "bytes": size})
     _receive(store, name, part, size, etag)
     _check(part, name, size, etag)
+    with part.open("rb") as file:  # on the disk before it has its name: after a crash it would be zeros
+        os.fsync(file.fileno())
     part.replace(folder / name)
     log.info("Downloaded %s", name, extra={"action": "download", "bytes": size})
 
@@ -151,10 +183,13 @@ def _fetch(store: Any, name: str, folder: Path) -> None:
 def _receive(store: Any, name: str, part: Path, size: int, etag: str) -> None:
     """Append to a part what it lacks."""
     told = time.monotonic()
+    is_strong = bool(etag) and not etag.startswith("W/")
+    if not is_strong:  # what came may be of another version
+        part.unlink(missing_ok=True)
     have = part.stat().st_size if part.exists() else 0
     if have >= size > 0:
         return
-    options: dict[str, Any] = {"if_match": etag} if etag and not etag.startswith("W/") else {}
+    options: dict[str, Any] = {"if_match": etag} if is_strong else {}
     if have:
         options["range"] = {"offset": have}
     with _faults(name), part.open("ab") as file:
@@ -182,11 +217,15 @@ def _check(part: Path, name: str, size: int, etag: str) -> None:
     if have < size:
         raise StoreUnavailable(f"{name} was broken off after {have} of {size} bytes; the next try goes on there")
     published = _MD5.fullmatch(etag)
-    if have == size and (published is None or _md5(part) == published[1]):
-        return
-    part.unlink()
-    problem = "its MD5 is not the server's ETag" if have == size else f"{have} bytes came, and not {size}"
-    raise ModelNotFound(f"{name} is damaged: {problem}")
+    if have > size:
+        flaw: str | None = f"{have} bytes came, and not {size}"
+    elif published is not None and _md5(part) != published[1]:
+        flaw = "its MD5 is not the server's ETag"
+    else:
+        flaw = flaw_of(part, Path(name).suffix)
+    if flaw:
+        part.unlink()
+        raise ModelNotFound(f"{name} is damaged, or the server sent something else: {flaw}")
 
 
 def _md5(path: Path) -> str:
