@@ -95,7 +95,7 @@ class ModelSpec(Message):
         if model != "laser" and not re.fullmatch(r"laser2|laser3-[a-z]{3}(_[A-Z][a-z]{3})?", checkpoint):
             raise UsageError(
                 f"--model {model[:80]!r} is none of laser, laser:laser2, laser:laser3-CODE_SCRIPT (laser3-wol_Latn) "
-                "and laser:FOLDER.",
+                "and laser:./FOLDER.",
                 model=model,
             )
         return cls(engine="laser", name=model)

@@ -9,6 +9,7 @@ import pytest
 from producer.estimate import _dim_of
 from tasks.errors import ModelNotFound, UsageError
 from tasks.messages import ModelSpec
+from tasks.options import EncodeOptions
 from workers.engines.laser.checkpoints import choose, files_of, in_folder, named_by, published, refusal
 from workers.model_size import count_parameters
 
@@ -35,12 +36,38 @@ def test_the_list_has_what_was_published():
         ("wolof", "laser3-wol_Latn"),
         ("hin", "laser3-hin_Deva"),
         ("kas_Deva", "laser3-kas_Deva"),
-        ("central aymara", "laser3-ayr_Latn"),
+        ("central_aymara", "laser3-ayr_Latn"),
+        ("norwegian_bokmal", "laser2"),
+        ("taizzi-adeni_arabic", "laser2"),
     ],
 )
 def test_a_language_has_its_student_or_laser2(language, checkpoint):
     """By its code, the code's first letters, or its name; a student goes before LASER2."""
     assert choose(language) == checkpoint
+
+
+def test_every_name_of_the_list_can_be_given():
+    """A job takes no language with blanks or accents in it: that might be a text."""
+    for code, name in published().spelled.items():
+        assert EncodeOptions(language=name).language == name
+        assert code in published().codes(name, [code])
+    assert len(set(published().spelled.values())) == len(set(published().names.values()))
+
+
+def test_a_folder_s_own_student_goes_before_the_published_ones():
+    """Whether the list has its language or not."""
+    assert choose("xyz_Latn", ["laser3-xyz_Latn"]) == choose("xyz", ["laser3-xyz_Latn"]) == "laser3-xyz_Latn"
+    assert choose("eng", ["laser3-eng_Latn"]) == "laser3-eng_Latn"
+    assert choose("kas", ["laser3-kas_Deva"]) == "laser3-kas_Deva"
+    assert choose("wol", ["laser3-xyz_Latn"]) == "laser3-wol_Latn"
+    with pytest.raises(UsageError, match="may be xyz_Arab or xyz_Latn; say which"):
+        choose("xyz", ["laser3-xyz_Arab", "laser3-xyz_Latn"])
+
+
+def test_a_folder_without_its_path_is_told_how_to_be_named():
+    """``models`` alone could be a checkpoint."""
+    with pytest.raises(UsageError, match=r"and laser:\./FOLDER\."):
+        ModelSpec.parse("laser:models")
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
+import unicodedata
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
 
@@ -39,14 +40,20 @@ class Published:
     own_pieces: tuple[str, ...]
     names: dict[str, str]
 
+    @cached_property
+    def spelled(self) -> dict[str, str]:
+        """Names as they are given: letters of ASCII, and ``_`` for blanks; a language is one word, as no text is."""
+        plain = {code: unicodedata.normalize("NFKD", name) for code, name in self.names.items()}
+        return {code: re.sub(r"[^a-z_-]", "", name.replace(" ", "_")) for code, name in plain.items()}
+
     def codes(self, language: str, among: Collection[str]) -> list[str]:
         """Return the codes that a language may mean: it is a code, a code's first part, or a name."""
-        return [code for code in among if language in {code, code.partition("_")[0], self.names.get(code)}]
+        return [code for code in among if language in {code, code.partition("_")[0], self.spelled.get(code)}]
 
     def like(self, language: str) -> list[str]:
         """Return languages whose spelling is near to one that there is not."""
         codes = {*self.laser2, *self.laser3}
-        known = {*codes, *(code.partition("_")[0] for code in codes), *self.names.values()}
+        known = {*codes, *(code.partition("_")[0] for code in codes), *self.spelled.values()}
         return difflib.get_close_matches(language, sorted(known), SUGGESTIONS)
 
 
@@ -123,14 +130,18 @@ def in_folder(folder: Path) -> list[str]:
     return [LASER2, *known] if (folder / "laser2.pt").is_file() else known
 
 
-def choose(language: str) -> str:
-    """Return the checkpoint for a language by the published list: its student, or else LASER2.
+def choose(language: str, own: Collection[str] = ()) -> str:
+    """Return the checkpoint for a language: its student, or else LASER2.
+
+    Args:
+        language: its code, the code's first part, or its name.
+        own: students in somebody's folder, which go before those of the published list.
 
     Raises:
         UsageError: it is none of LASER's languages, or may mean several students'.
     """
     lists = published()
-    codes = lists.codes(language, lists.laser3)
+    codes = lists.codes(language, list(map(_code, own))) or lists.codes(language, lists.laser3)
     if len(codes) == 1:
         return STUDENT + codes[0]
     if codes:
