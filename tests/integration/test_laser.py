@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import pickle
 import shutil
 from argparse import Namespace
+from datetime import timedelta
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ import torch
 from sacremoses import MosesPunctNormalizer
 from sentencepiece import SentencePieceProcessor
 
+from tasks import object_store
 from tasks.errors import DeviceFull, ModelNotFound, StoreUnavailable, UsageError
 from tasks.languages import encode_by_language
 from tasks.messages import ModelSpec
@@ -24,13 +28,14 @@ from tasks.settings import Settings
 from tests.tiny_laser import make_laser2, make_laser3, words
 from workers import engines
 from workers.engines import load_engine
-from workers.engines.laser import by_language
+from workers.engines.laser import by_language, text_steps
 from workers.engines.laser.bilstm import BiLstm
 from workers.engines.laser.by_language import LaserByLanguage
 from workers.engines.laser.download import Downloads
 from workers.engines.laser.encoder import LaserEncoder
-from workers.engines.laser.reading import read_checkpoint, read_vocabulary
+from workers.engines.laser.reading import read_checkpoint, read_vocabulary, reading
 from workers.engines.laser.text_steps import EOS, PAD, UNKNOWN, TextSteps
+from workers.engines.laser.transformer import Transformer
 from workers.memory import DeviceMemory
 
 WORDS = words(7, 400)
@@ -188,14 +193,14 @@ def test_max_tokens_cuts_a_row_and_keeps_its_end(engine):
     )
 
 
-def test_a_student_reads_as_many_tokens_as_it_was_trained_with(folder, tmp_path):
-    """1024; LASER2 reads any number."""
-    long = " ".join(WORDS * 5)
-    student = LaserEncoder("laser3-wol_Latn", folder, "cpu", settings(tmp_path)).encode([long], EncodeOptions())
-    assert (student.n_tokens.tolist(), student.truncated.tolist()) == ([1024], [True])
-    lstm = LaserEncoder("laser2", folder, "cpu", settings(tmp_path)).encode([long], EncodeOptions())
-    assert lstm.n_tokens[0] > 2000
-    assert not lstm.truncated[0]
+@pytest.mark.parametrize("reproducible", [False, True])
+def test_a_text_of_any_length_is_read_whole(engine, reproducible):
+    """Students too: the published code cuts none at the 1024 tokens that they were trained with."""
+    long = " ".join(WORDS * 3)
+    found = engine.encode([long, f"{long} end"], EncodeOptions(reproducible=reproducible))
+    assert found.n_tokens.min() > 1200
+    assert not found.truncated.any()
+    assert np.ptp(found.values, axis=0).max() > 0
 
 
 def test_normalized_vectors_have_length_1(engine):
@@ -248,11 +253,91 @@ def test_the_punctuation_rules_of_others_stay_as_they_are(folder):
     assert MosesPunctNormalizer("en", perl_parity=True).normalize("‘a‚") == before
 
 
-def test_a_vocabulary_is_numbered_by_its_lines(tmp_path):
-    """From 4 on; a piece may hold blanks that are no spaces."""
-    (tmp_path / "x.cvocab").write_text("▁a 12\n\u00a0 3\nb 1\n", encoding="utf-8")
-    numbers = read_vocabulary(tmp_path / "x.cvocab")
-    assert [numbers[piece] for piece in ("<s>", "<unk>", "▁a", "\u00a0", "b")] == [0, 3, 4, 5, 6]
+def test_students_share_pieces_and_their_numbers(folder, tmp_path):
+    """Most have those of LASER2. Another file of that name is read anew."""
+    for name in ("laser2.spm", "laser2.cvocab"):
+        shutil.copy(folder / name, tmp_path)
+    vocabulary = tmp_path / "laser2.cvocab"
+    numbers = read_vocabulary(vocabulary)
+    assert read_vocabulary(vocabulary) is numbers
+    one, other = (TextSteps(tmp_path / "laser2.spm", numbers, begins=begins) for begins in (False, True))
+    assert one._pieces is other._pieces
+    assert one._numbers is other._numbers
+    vocabulary.write_text("a 1\n")
+    assert len(read_vocabulary(vocabulary)) == 5
+
+
+def test_a_vocabulary_of_another_length_is_named_with_its_weights(folder, tmp_path):
+    """Either may be the wrong one."""
+    cut = tmp_path / "cut"
+    shutil.copytree(folder, cut)
+    lines = (cut / "laser2.cvocab").read_text(encoding="utf-8").splitlines(keepends=True)
+    (cut / "laser2.cvocab").write_text("".join(lines[:-3]), encoding="utf-8")
+    n_tokens = len(lines) + 4
+    said = rf"laser2\.cvocab has {n_tokens - 3} tokens, .*laser3-wol_Latn\.v1\.pt is for {n_tokens}: one of them"
+    with pytest.raises(ModelNotFound, match=said):
+        LaserEncoder("laser3-wol_Latn", cut, "cpu", settings(tmp_path))
+
+
+def test_a_dictionary_that_does_not_fit_is_said_when_it_is_loaded(folder, tmp_path):
+    """And not at the first text that has the piece."""
+    spoilt = tmp_path / "spoilt"
+    shutil.copytree(folder, spoilt)
+    content = torch.load(spoilt / "laser2.pt")
+    content["dictionary"][next(reversed(content["dictionary"]))] = 10**6
+    torch.save(content, spoilt / "laser2.pt")
+    with pytest.raises(ModelNotFound, match=r"laser2\.pt is not LASER's .*numbers beyond the \d+ rows"):
+        LaserEncoder("laser2", spoilt, "cpu", settings(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("encoder_learned_pos", True, "its positions are not sines"),
+        ("no_token_positional_embeddings", True, "its positions are not sines"),
+        ("layernorm_embedding", True, "a norm behind its embedding"),
+        ("activation_fn", "tanh", "its activation function 'tanh' is none of"),
+        ("prepend_bos", False, "a first token that it does not have"),
+    ],
+)
+def test_a_student_of_another_kind_is_refused(folder, setting, value, said):
+    """Its weights may fit all the same, and its vectors would be others."""
+    content = read_checkpoint(folder / "laser3-wol_Latn.v1.pt")
+    setattr(content["cfg"]["model"], setting, value)
+    with pytest.raises(ValueError, match=said):
+        Transformer(content, len(read_vocabulary(folder / "laser2.cvocab")) + 1, torch.float32, "cpu")
+
+
+def test_a_student_that_does_not_say_its_longest_text_is_read(folder):
+    """There is no longest one."""
+    content = read_checkpoint(folder / "laser3-wol_Latn.v1.pt")
+    del content["cfg"]["model"].max_source_positions
+    Transformer(content, len(read_vocabulary(folder / "laser2.cvocab")) + 1, torch.float32, "cpu")
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 200 MiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 200 bytes"),
+        MemoryError(),
+    ],
+)
+def test_a_lack_of_memory_is_no_fault_of_a_file(tmp_path, fault):
+    """Nobody shall remove a sound file for it."""
+    with pytest.raises(type(fault)) as caught, reading(tmp_path / "laser2.pt"):
+        raise fault
+    assert caught.value is fault
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+def test_a_file_that_cannot_be_read_is_not_said_to_be_wrong(tmp_path, number):
+    """Its permissions or its disk are."""
+    with pytest.raises(ModelNotFound) as caught, reading(tmp_path / "laser2.pt"):
+        raise OSError(number, os.strerror(number))
+    assert str(caught.value) == (
+        f"{tmp_path}/laser2.pt cannot be read ({os.strerror(number)}): look at its permissions and its disk."
+    )
 
 
 class Evil:
@@ -333,6 +418,32 @@ def test_the_fingerprint_is_that_of_content_and_numbers(folder, tmp_path):
     assert len(found) == 4
 
 
+def test_versions_of_what_cuts_texts_are_in_the_fingerprint(folder, tmp_path, monkeypatch):
+    """Slots that cut them differently do not serve one job."""
+    for package in ("sacremoses", "sentencepiece"):
+        assert f"{package} {version(package)}" in text_steps.FACTS
+    before = LaserEncoder("laser2", folder, "cpu", settings(tmp_path)).weights
+    monkeypatch.setattr(text_steps, "FACTS", "others")
+    assert LaserEncoder("laser2", folder, "cpu", settings(tmp_path)).weights != before
+
+
+def test_a_folder_s_fingerprint_is_that_of_all_its_students(folder, tmp_path):
+    """A student that was trained again has the same name and size."""
+
+    def fingerprint(place: Path) -> str:
+        return load_engine(ModelSpec.parse(f"laser:{place}"), "cpu", settings(tmp_path)).weights
+
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    before = fingerprint(copy)
+    assert before == fingerprint(folder)
+    make_laser3(copy, "wol_Latn", masked=True, seed=9)
+    found = {before, fingerprint(copy)}
+    (copy / "laser3-wol_Latn.v1.pt").unlink()
+    found.add(fingerprint(copy))
+    assert len(found) == 3
+
+
 def test_bf16_vectors_are_near_to_those_in_fp32(folder, tmp_path):
     """Of all kinds of checkpoints."""
     for name in ("laser2", "laser3-wol_Latn"):
@@ -374,11 +485,47 @@ def test_a_language_whose_student_is_not_in_the_folder_is_refused(chooser, folde
 def test_the_student_that_was_not_used_for_longest_goes_first(chooser, monkeypatch):
     """When there is no room for another; LASER2 stays."""
     chooser.encode(["a"], EncodeOptions(language="wol"))
-    monkeypatch.setattr(DeviceMemory, "room_bytes", 0)
+    monkeypatch.setattr(DeviceMemory, "room_bytes", property(lambda _: 0 if len(chooser.loaded) > 1 else 10**9))
     chooser.encode(["a"], EncodeOptions(language="kab"))
     assert chooser.loaded == ["laser2", "laser3-kab_Latn"]
     chooser.encode(["a"], EncodeOptions(language="eng"))
     assert chooser.loaded == ["laser2", "laser3-kab_Latn"]
+
+
+def test_a_student_for_which_there_is_no_room_at_all_is_not_loaded(chooser, monkeypatch):
+    """Others have the memory, and would lose more of it."""
+    chooser.encode(["a"], EncodeOptions(language="wol"))
+    monkeypatch.setattr(DeviceMemory, "room_bytes", 1)
+    with pytest.raises(DeviceFull, match=r"laser3-kab_Latn takes \d+ MB, and the device has room for 0 MB\."):
+        chooser.encode(["a"], EncodeOptions(language="kab"))
+    assert chooser.loaded == ["laser2"]
+
+
+def test_options_that_a_student_cannot_serve_spoil_its_rows_alone(chooser):
+    """It has a special token more than LASER2."""
+    options = EncodeOptions(language_field="language", max_tokens=2)
+    assert chooser.check(options) is None
+    found = encode_by_language(chooser, [Passage("a", "eng"), Passage("a", "wol")], options, lambda _: None)
+    assert found.errors == [None, "--max-tokens 2 leaves no room beside the 2 special tokens"]
+
+
+def test_a_student_of_somebody_s_own_is_chosen_by_its_code(folder, tmp_path):
+    """No published list has it."""
+    own = tmp_path / "own"
+    shutil.copytree(folder, own)
+    make_laser3(own, "xyz_Latn", masked=True)
+    chooser = load_engine(ModelSpec.parse(f"laser:{own}"), "cpu", settings(tmp_path))
+    assert chooser.check(EncodeOptions(language="xyz_Latn")) is None
+    assert chooser.encode(["a"], EncodeOptions(language="xyz")).errors == [None]
+    assert chooser.loaded == ["laser2", "laser3-xyz_Latn"]
+
+
+def test_a_student_says_what_it_was_loaded_from(chooser, caplog):
+    """Of downloaded ones the fingerprint of a job knows only the names."""
+    caplog.set_level("INFO")
+    chooser.encode(["a"], EncodeOptions(language="wol"))
+    (record,) = [record for record in caplog.records if record.getMessage() == "Loaded laser3-wol_Latn"]
+    assert record.weights == chooser._students["laser3-wol_Latn"].weights
 
 
 def test_a_damaged_student_spoils_its_own_rows_alone(folder, tmp_path):
@@ -389,6 +536,43 @@ def test_a_damaged_student_spoils_its_own_rows_alone(folder, tmp_path):
     chooser = load_engine(ModelSpec.parse(f"laser:{spoilt}"), "cpu", settings(tmp_path))
     found = chooser.encode(["a", "b"], EncodeOptions(language="wol"))
     assert all("laser3-wol_Latn.v1.pt is not LASER's published file" in str(error) for error in found.errors)
+    assert chooser.encode(["a"], EncodeOptions(language="eng")).errors == [None]
+
+
+def test_a_damaged_student_is_read_once(folder, tmp_path, monkeypatch):
+    """Until its file is another one."""
+    spoilt = tmp_path / "spoilt"
+    shutil.copytree(folder, spoilt)
+    damage(spoilt, "laser3-wol_Latn.v1.pt", "cut")
+    chooser = load_engine(ModelSpec.parse(f"laser:{spoilt}"), "cpu", settings(tmp_path))
+    loads = []
+    load = by_language.load_encoder
+    monkeypatch.setattr(by_language, "load_encoder", lambda *given: loads.append(given) or load(*given))
+    said = [chooser.encode(["a"], EncodeOptions(language="wol")).errors for _ in range(3)]
+    assert said[0] == said[1] == said[2] != [None]
+    assert len(loads) == 1
+    shutil.copy(folder / "laser3-wol_Latn.v1.pt", spoilt)
+    assert chooser.encode(["a"], EncodeOptions(language="wol")).errors == [None]
+
+
+def test_a_student_that_was_removed_spoils_its_own_rows_alone(folder, tmp_path):
+    """It was there when the worker started."""
+    less = tmp_path / "less"
+    shutil.copytree(folder, less)
+    chooser = load_engine(ModelSpec.parse(f"laser:{less}"), "cpu", settings(tmp_path))
+    (less / "laser3-wol_Latn.v1.pt").unlink()
+    (error,) = chooser.encode(["a"], EncodeOptions(language="wol")).errors
+    assert error == f"{less}/laser3-wol_Latn.v1.pt is missing; it is one of LASER's published files."
+
+
+def test_a_student_that_cannot_be_downloaded_spoils_its_own_rows_alone(chooser, tmp_path, monkeypatch):
+    """Its chunk does not come again for ever; the rows name address, files and folder."""
+    quick = {"max_retries": 0, "retry_timeout": timedelta(seconds=1)}
+    monkeypatch.setattr(object_store, "RETRIES", quick)
+    chooser._downloads = Downloads("http://127.0.0.1:9/laser", tmp_path)
+    (error,) = chooser.encode(["a"], EncodeOptions(language="wol")).errors
+    assert "cannot be downloaded from http://127.0.0.1:9/laser" in error
+    assert f"Put laser3-wol_Latn.v1.pt, laser2.spm, laser2.cvocab into {tmp_path}" in error
     assert chooser.encode(["a"], EncodeOptions(language="eng")).errors == [None]
 
 
@@ -404,7 +588,7 @@ def test_a_student_that_finds_no_memory_hands_its_chunk_back(chooser, monkeypatc
 
 
 def test_a_student_whose_files_are_on_their_way_hands_its_chunk_back(chooser, tmp_path, monkeypatch):
-    """The chunk comes again; a fault of the server is a passing one, too."""
+    """The chunk comes again."""
     chooser._downloads = Downloads("http://127.0.0.1:9/laser", tmp_path)
 
     def wait(self, names, for_s):

@@ -105,6 +105,16 @@ def test_vectors_are_those_of_the_package(trio: Trio, which: str) -> None:
     assert np.ptp(found.values, axis=0).max() > 100 * TOLERANCE, "the vectors differ from each other"
 
 
+@pytest.mark.parametrize("which", ["ours", "engine"])
+def test_texts_beyond_a_student_s_1024_tokens_are_read_whole(trio: Trio, which: str) -> None:
+    """As by the package: a position is a sine, and there is one for every place."""
+    row = "word " * 1500 + "end"
+    found = getattr(trio, which).encode([row], EncodeOptions())
+    assert found.n_tokens[0] == len(trio.expected_ids(row)) > 1500
+    assert not found.truncated[0]
+    np.testing.assert_allclose(found.values, trio.expected([row]), rtol=0, atol=TOLERANCE)
+
+
 @pytest.mark.parametrize(
     "options", [{"max_tokens": 9}, {"normalize": True}, {"reproducible": True}], ids=lambda options: next(iter(options))
 )

@@ -7,7 +7,6 @@ as it asks for a fairseq that cannot be installed: ``make laser`` installs it be
 from __future__ import annotations
 
 import logging
-import unicodedata
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from tasks.options import EncodeOptions
 from tasks.settings import Settings
 from workers.engines.batched import Loaded
 from workers.engines.blocks import NO_LIMIT, Prepared
+from workers.engines.laser import text_steps
 from workers.engines.laser.checkpoints import files_of
 from workers.engines.laser.encoder import LaserEncoder
 from workers.engines.laser.loading import fingerprint, precision_of
@@ -51,11 +51,11 @@ class OfficialLaserEncoder(LaserEncoder):
                 fp16=precision == "fp16",
             )
         self._n_special = 1 + self._encoder.prepend_bos
-        facts = f"laser_encoders {version('laser_encoders')} {unicodedata.unidata_version} {precision}"
+        facts = f"laser_encoders {version('laser_encoders')} {text_steps.FACTS} {precision}"
         return Loaded(
             model=self._encoder.encoder,
             weights=fingerprint([folder / name for name in files.names], facts),
-            most=getattr(self._encoder.encoder, "max_source_positions", NO_LIMIT),
+            most=NO_LIMIT,
             pads=True,
             can_pad_to=False,
             numbers=precision,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import astuple
@@ -14,9 +13,12 @@ from tasks.isolation import error_rows
 from tasks.options import EncodeOptions
 from tasks.ports import Computed
 from tasks.settings import Settings
-from workers.engines.laser.checkpoints import choose, files_of, published
+from workers.engines.laser.checkpoints import LASER2, choose, files_of, published
 from workers.engines.laser.download import Downloads
 from workers.engines.laser.encoder import LaserEncoder, load_encoder
+from workers.engines.laser.loading import fingerprint
+from workers.engines.laser.reading import reading
+from workers.engines.laser.text_steps import stamp_of
 from workers.memory import DeviceMemory, is_out_of_memory
 
 log = logging.getLogger(__name__)
@@ -33,7 +35,7 @@ class LaserByLanguage:
     that was not used for longest goes when the device has no room for another.
 
     The fingerprint is that of the first checkpoint and of the language list, as nobody knows which students a job will
-    need; the published students are known by their names, which hold a version, those in a folder by their sizes.
+    need; the published students are known by their names, which hold a version, those in a folder by their contents.
 
     Args:
         names: of the checkpoints.
@@ -62,6 +64,9 @@ class LaserByLanguage:
         self._first = self._last = load_encoder(names[0], folder, device, settings)
         #: In the order in which they were used.
         self._students: dict[str, LaserEncoder] = {}
+        #: Students that cannot be used: what is wrong, and what their files were like.
+        self._faulty: dict[str, tuple[str, list[tuple[int, int]]]] = {}
+        self._own = [name for name in names if downloads is None and name != LASER2]
         self.place = self._first.place
         self.weights = self._fingerprint()
 
@@ -84,7 +89,7 @@ class LaserByLanguage:
             )
         if options.language is not None:
             try:
-                checkpoint = choose(options.language)
+                checkpoint = self._choose(options.language)
             except UsageError as exc:
                 return str(exc)
             if checkpoint not in self._names:
@@ -105,10 +110,15 @@ class LaserByLanguage:
             StoreUnavailable: its files are still on their way.
         """
         try:
-            self._last = self._engine(choose(str(options.language)), on_batch)
+            self._last = self._engine(self._choose(str(options.language)), on_batch)
         except ModelNotFound as exc:  # rows of other languages go on
             return error_rows([str(exc)] * len(texts), self.dim(options))
+        if problem := self._last.check(options.model_copy(update={"language": None})):  # of options that others take
+            return error_rows([problem] * len(texts), self.dim(options))
         return self._last.encode(texts, options, on_batch)
+
+    def _choose(self, language: str) -> str:
+        return choose(language, self._own)
 
     def _engine(self, name: str, on_batch: Callable[[int], None]) -> LaserEncoder:
         if name == self._names[0]:
@@ -122,21 +132,38 @@ class LaserByLanguage:
         if self._downloads is not None:
             self._downloads.wait(files.names, WAIT_S)
         on_batch(0)  # the time that this takes is no batch's
-        self._make_room((self._folder / files.weights).stat().st_size)
-        log.info("Loading %s", name, extra={"action": "load"})
+        stamps = [stamp_of(path) for path in map(self._folder.joinpath, files.names) if path.is_file()]
+        problem, seen = self._faulty.get(name, ("", None))
+        if seen == stamps:
+            raise ModelNotFound(problem)
+        with reading(self._folder / files.weights):
+            size_bytes = (self._folder / files.weights).stat().st_size
+        self._make_room(name, size_bytes)
         try:
-            engine = load_encoder(name, self._folder, self._device, self._settings)
+            return self._read(name)
+        except ModelNotFound as exc:
+            self._faulty[name] = str(exc), stamps
+            raise
         except Exception as exc:
             if is_out_of_memory(exc):
                 raise DeviceFull from exc
             raise
+
+    def _read(self, name: str) -> LaserEncoder:
+        log.info("Loading %s", name, extra={"action": "load"})
+        engine = load_encoder(name, self._folder, self._device, self._settings)
         given, wanted = engine.dim(EncodeOptions()), self.dim(EncodeOptions())
         if given != wanted:
             raise ModelNotFound(f"{name} gives {given} numbers a text, and {self._names[0]} gives {wanted}.")
+        log.info("Loaded %s", name, extra={"action": "load", "weights": engine.weights})
         return engine
 
-    def _make_room(self, size_bytes: int) -> None:
-        """Give up students until there is room for another one."""
+    def _make_room(self, name: str, size_bytes: int) -> None:
+        """Give up students until there is room for another one.
+
+        Raises:
+            DeviceFull: there is none without them either.
+        """
         while self._students and self._memory.room_bytes < size_bytes:
             oldest = next(iter(self._students))
             log.info("Giving up %s for room", oldest, extra={"action": "load"})
@@ -144,12 +171,14 @@ class LaserByLanguage:
             del self._students[oldest]
             gc.collect()
             self._memory.release()
+        if self._memory.room_bytes < size_bytes:
+            room_mb = self._memory.room_bytes / 1e6
+            raise DeviceFull(
+                f"{name} takes {size_bytes / 1e6:.0f} MB, and the device has room for {room_mb:.0f} MB. End what takes "
+                "its memory, run fewer slots, or raise --memory-ratio."
+            )
 
     def _fingerprint(self) -> str:
-        digest = hashlib.blake2b(f"{self._first.weights} {astuple(published())}".encode(), digest_size=8)
-        if self._downloads is None:
-            for name in self._names[1:]:
-                files = files_of(name, self._folder)
-                sizes = [(self._folder / file).stat().st_size for file in files.names if (self._folder / file).exists()]
-                digest.update(f"{name} {sizes}".encode())
-        return digest.hexdigest()
+        files = {file for name in self._own for file in files_of(name, self._folder).names}
+        paths = [path for path in map(self._folder.joinpath, sorted(files)) if path.is_file()]
+        return fingerprint(paths, f"{self._first.weights} {astuple(published())} {[path.name for path in paths]}")

@@ -12,7 +12,7 @@ from tasks.options import EncodeOptions
 from tasks.ports import Computed
 from tasks.settings import Settings
 from workers.engines.batched import BatchedEngine, Loaded
-from workers.engines.blocks import Prepared
+from workers.engines.blocks import NO_LIMIT, Prepared
 from workers.engines.features import to_device
 from workers.engines.laser.checkpoints import refusal
 from workers.engines.laser.loading import open_checkpoint
@@ -69,7 +69,7 @@ class LaserEncoder(BatchedEngine[str, EncodeOptions]):
         return Loaded(
             model=opened.model,
             weights=opened.weights,
-            most=opened.most,
+            most=NO_LIMIT,  # positions are sines, which go on for ever
             pads=opened.pads,
             can_pad_to=True,
             numbers=opened.precision,

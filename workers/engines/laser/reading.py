@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import zipfile
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -13,7 +14,9 @@ from typing import Any
 import torch
 
 from tasks.errors import ModelNotFound
-from workers.engines.laser.text_steps import SPECIALS
+from workers.engines.laser.text_steps import MOST_SHARED, stamp_of
+from workers.engines.laser.vocabulary import numbered
+from workers.memory import is_out_of_memory
 
 #: What torch, pickle and sentencepiece raise of files that are missing, damaged or somebody else's.
 _FAULTS = (
@@ -34,6 +37,12 @@ def reading(path: Path) -> Iterator[None]:
     except FileNotFoundError as exc:
         raise ModelNotFound(f"{path} is missing; it is one of LASER's published files.") from exc
     except _FAULTS as exc:
+        if is_out_of_memory(exc):  # no fault of the file's
+            raise
+        if isinstance(exc, OSError) and exc.errno is not None:  # nor are these; sentencepiece's own have no number
+            raise ModelNotFound(
+                f"{path} cannot be read ({exc.strerror}): look at its permissions and its disk."
+            ) from exc
         reason = str(exc).strip().split("\n", 1)[0]
         # Its advice is to load the file without looking; this file is not to be trusted.
         why = "it is damaged, or holds other things" if isinstance(exc, UnpicklingError) else reason
@@ -57,18 +66,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def read_vocabulary(path: Path) -> dict[str, int]:
-    """Read the numbers of a student's pieces: one a line, with a count behind it.
+def read_vocabulary(path: Path) -> Mapping[str, int]:
+    """Read the numbers of a student's pieces; students with the same ones share them.
 
     Raises:
         ModelNotFound: it is missing, damaged or somebody else's.
     """
-    with reading(path), path.open(encoding="utf-8") as lines:
-        numbers = dict(SPECIALS)
-        for line in lines:
-            piece, _, count = line.rstrip().rpartition(" ")
-            int(count)
-            if piece in numbers:
-                raise ValueError(f"line {len(numbers) - len(SPECIALS) + 1} repeats a piece")
-            numbers[piece] = len(numbers)
-    return numbers
+    with reading(path):
+        return _vocabulary(path, stamp_of(path))
+
+
+@lru_cache(MOST_SHARED)
+def _vocabulary(path: Path, _stamp: tuple[int, int]) -> Mapping[str, int]:
+    with path.open(encoding="utf-8") as lines:
+        return numbered(lines)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,13 @@ from sentencepiece import SentencePieceProcessor
 
 BOS, PAD, EOS, UNKNOWN = range(4)
 SPECIALS = {"<s>": BOS, "<pad>": PAD, "</s>": EOS, "<unk>": UNKNOWN}
-#: Version of the steps: in a model's fingerprint, as vectors depend on them.
-VERSION = 1
+#: What vectors depend on beside a checkpoint's files: these steps, and the tables of those who do them.
+FACTS = (
+    f"1 unicode {unicodedata.unidata_version} sacremoses {version('sacremoses')} sentencepiece "
+    f"{version('sentencepiece')}"
+)
+#: Files of pieces, and of their numbers, that are kept in memory once for all checkpoints of a process.
+MOST_SHARED = 4
 
 
 class _Printable(dict[int, int | str]):
@@ -22,6 +29,10 @@ class _Printable(dict[int, int | str]):
     def __missing__(self, code: int) -> int | str:
         character = self[code] = " " if unicodedata.category(chr(code)).startswith("C") else code
         return character
+
+
+#: One for all checkpoints: it grows to 80 MB where texts have every character of Unicode.
+_PRINTABLE = _Printable()
 
 
 class TextSteps:
@@ -34,9 +45,8 @@ class TextSteps:
     """
 
     def __init__(self, pieces: Path, numbers: Mapping[str, int], *, begins: bool) -> None:
-        self._pieces = SentencePieceProcessor(model_file=str(pieces))
-        self._numbers = {**numbers, **SPECIALS}
-        self._printable = _Printable()
+        self._pieces = _processor(pieces, stamp_of(pieces))
+        self._numbers = numbers
         self._first = [BOS] if begins else []
         self._punctuation = MosesPunctNormalizer("en", perl_parity=True)
         # As LASER was trained: Moses 4.0 makes double quotes of these two, and not single ones.
@@ -54,7 +64,18 @@ class TextSteps:
         return [np.array([*self._first, *self._number(text), EOS], np.int32) for text in texts]
 
     def _number(self, text: str) -> list[int]:
-        cleaned = self._punctuation.normalize(text.translate(self._printable)).lower()
+        cleaned = self._punctuation.normalize(text.translate(_PRINTABLE)).lower()
         pieces: list[str] = self._pieces.encode(cleaned, out_type=str)
         # Parted at white space once more, as the published steps pass the pieces on as one line.
         return [self._numbers.get(piece, UNKNOWN) for piece in " ".join(pieces).split()]
+
+
+def stamp_of(path: Path) -> tuple[int, int]:
+    """Return the size of a file and when it, or who may read it, was changed: another content has others."""
+    found = path.stat()
+    return found.st_size, found.st_ctime_ns
+
+
+@lru_cache(MOST_SHARED)
+def _processor(path: Path, _stamp: tuple[int, int]) -> SentencePieceProcessor:
+    return SentencePieceProcessor(model_proto=path.read_bytes())

@@ -36,7 +36,6 @@ class Transformer(Module):
         cfg, weights = checkpoint["cfg"]["model"], weights_of(checkpoint)
         _refuse_others(cfg)
         self.is_cls = cfg.sentemb_criterion == "cls"
-        self.most = int(cfg.max_source_positions)
         dim = self._dim = cfg.encoder_embed_dim
         self._scale = 1.0 if getattr(cfg, "no_scale_embedding", False) else math.sqrt(dim)
         with torch.device("meta"):
@@ -132,12 +131,14 @@ def weights_of(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 def is_masked(checkpoint: dict[str, Any]) -> bool:
     """Whether a student was trained to guess masked tokens too; then its vocabulary ends with ``<mask>``."""
-    return any(name in checkpoint["model"] for name in ("encoder.layer_norm.weight", "layer_norm.weight"))
+    return "layer_norm.weight" in weights_of(checkpoint)
 
 
 def _refuse_others(cfg: Any) -> None:
     if getattr(cfg, "encoder_learned_pos", False) or getattr(cfg, "no_token_positional_embeddings", False):
         raise ValueError("its positions are not sines, as those of the published students are")
+    if getattr(cfg, "layernorm_embedding", False):
+        raise ValueError("it has a norm behind its embedding, and no published student has")
     if getattr(cfg, "activation_fn", "relu") not in _ACTIVATIONS:
         raise ValueError(f"its activation function {cfg.activation_fn!r} is none of {', '.join(_ACTIVATIONS)}")
     if cfg.sentemb_criterion == "cls" and not cfg.prepend_bos:
