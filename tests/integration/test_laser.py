@@ -354,6 +354,8 @@ def damage(folder: Path, name: str, how: str) -> None:
         path.unlink()
     elif how == "cut":
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif how == "empty":
+        path.write_bytes(b"")
     elif how == "text":
         path.write_text("<html>404 Not Found</html>\n")
     elif how == "code":
@@ -372,7 +374,7 @@ def damage(folder: Path, name: str, how: str) -> None:
     ("name", "how"),
     [
         *(("laser2.pt", how) for how in ("missing", "cut", "text", "code", "shape", "other", "list")),
-        *(("laser2.spm", how) for how in ("missing", "cut", "text")),
+        *(("laser2.spm", how) for how in ("missing", "cut", "text", "empty")),
         *(("laser2.cvocab", how) for how in ("missing", "text")),
         *(("laser3-wol_Latn.v1.pt", how) for how in ("cut", "code", "other")),
     ],

@@ -27,7 +27,7 @@ def flaw_of(path: Path, kind: str) -> str | None:
             with path.open("rb") as file:
                 return None if file.read(4).startswith(_CHECKPOINT) else "it begins as no checkpoint of torch does"
         if kind == ".spm":
-            SentencePieceProcessor(model_proto=path.read_bytes())
+            SentencePieceProcessor().LoadFromSerializedProto(path.read_bytes())
         elif kind == ".cvocab":
             with path.open(encoding="utf-8") as lines:
                 numbered(lines)

@@ -78,4 +78,6 @@ def stamp_of(path: Path) -> tuple[int, int]:
 
 @lru_cache(MOST_SHARED)
 def _processor(path: Path, _stamp: tuple[int, int]) -> SentencePieceProcessor:
-    return SentencePieceProcessor(model_proto=path.read_bytes())
+    processor = SentencePieceProcessor()
+    processor.LoadFromSerializedProto(path.read_bytes())  # as an argument of the class, an empty file would be none
+    return processor
