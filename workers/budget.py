@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -102,27 +103,29 @@ class TokenBudget:
             self._tokens, self._calm = min(self._most, int(self._tokens * RISE) + 1), 0
 
 
-def probe(run: Callable[[int], None], memory: DeviceMemory) -> Probed:
+def probe(run: Callable[[int], None], memory: DeviceMemory, most: int = LAST_PROBE) -> Probed:
     """Find the budget by running ever larger batches.
 
     Args:
         run: runs a batch that costs so many tokens, and returns when it is done.
         memory: of the device; a batch that would not fit below its ratio is not tried.
+        most: tokens of the largest batch that is tried.
 
     Raises:
         Exception: the smallest batch fails.
     """
-    run(FIRST_PROBE)  # compiles kernels and fills caches; not measured
+    first = min(FIRST_PROBE, most)
+    run(first)  # compiles kernels and fills caches; not measured
     memory.reset_peak()
     before = memory.peak_bytes
     started = time.perf_counter()
-    tokens, misses = FIRST_PROBE, 0
+    tokens, misses = first, 0
     best, best_rate, bytes_per_token = tokens, 0.0, 0.0
     while True:
         try:
             rate = tokens / _seconds(run, tokens)
         except Exception as exc:
-            if tokens == FIRST_PROBE or not is_out_of_memory(exc):
+            if tokens == first or not is_out_of_memory(exc):
                 raise
             break
         bytes_per_token = max(bytes_per_token, (memory.peak_bytes - before) / tokens)
@@ -132,7 +135,7 @@ def probe(run: Callable[[int], None], memory: DeviceMemory) -> Probed:
             misses += 1
         tokens *= 2
         is_over = time.perf_counter() - started + tokens / rate > PROBE_S
-        if misses > 1 or tokens > LAST_PROBE or is_over or tokens * bytes_per_token > memory.room_bytes:
+        if misses > 1 or tokens > most or is_over or tokens * bytes_per_token > memory.room_bytes:
             break
     memory.release()
     return Probed(tokens=best, tokens_per_s=best_rate, bytes_per_token=bytes_per_token, probed_s=time.time())
@@ -148,7 +151,9 @@ def _seconds(run: Callable[[int], None], tokens: int) -> float:
     return max(min(seconds), 1e-9)
 
 
-def find(folder: Path, name: dict[str, str], run: Callable[[int], None], memory: DeviceMemory) -> Probed:
+def find(
+    folder: Path, name: dict[str, str], run: Callable[[int], None], memory: DeviceMemory, most: int = LAST_PROBE
+) -> Probed:
     """Return what an earlier probe found on such a device with such a model, or probe now.
 
     Args:
@@ -156,13 +161,14 @@ def find(folder: Path, name: dict[str, str], run: Callable[[int], None], memory:
         name: what the budget holds for: model, device, dtype, versions.
         run: as for ``probe``.
         memory: as for ``probe``.
+        most: as for ``probe``; what was found earlier may be more.
     """
     file = folder / f"budget-{_key(name)}.json"
     with _turn(file.with_suffix(".lock")):
         found = _read(file)
         if found is not None:
             return found
-        found = probe(run, memory)
+        found = probe(run, memory, most)
         log.info(
             "Budget found: %d tokens a batch",
             found.tokens,
@@ -245,7 +251,7 @@ def _read(file: Path) -> Probed | None:
 
 def _write(file: Path, found: Probed, name: dict[str, Any]) -> bool:
     """Write a file, in one step; return whether that went well."""
-    draft = file.with_suffix(f".{os.getpid()}")
+    draft = file.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
     try:
         draft.write_text(json.dumps({"of": name, "found": found.model_dump()}, indent=1))
         draft.replace(file)

@@ -165,11 +165,14 @@ if any("sharding.rank" in word for word in sys.orig_argv):
 """
 
 
-def test_a_shortage_on_one_rank_makes_the_batches_smaller_and_spares_the_rows(shell: Shell, model: str) -> None:
+@pytest.mark.parametrize(("budget", "most"), [(BUDGET, 256), ((), 512)], ids=["at work", "while probing"])
+def test_a_shortage_on_one_rank_makes_the_batches_smaller_and_spares_the_rows(
+    shell: Shell, model: str, budget: tuple, most: int
+) -> None:
     """The group ends, as its ranks are out of step; the next one keeps to half as much, and no row is blamed."""
-    (shell.folder / "sitecustomize.py").write_text(SHORTAGE.format(most=BUDGET[1] // 2))
+    (shell.folder / "sitecustomize.py").write_text(SHORTAGE.format(most=most))
     shell.write("corpus.txt", texts(40))
-    options = ("--chunk-rows", 40, *BUDGET, *SHARDED, "tensor")
+    options = ("--chunk-rows", 40, *budget, *SHARDED, "tensor")
     started = shell.start(
         "encode", "corpus.txt", "--model", model, *options, "--out", "v.npy", PYTHONPATH=str(shell.folder)
     )

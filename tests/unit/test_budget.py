@@ -83,6 +83,14 @@ def test_a_slow_model_is_not_probed_for_long(probed):
     assert device.now < 10
 
 
+@pytest.mark.parametrize("most", [LEAST, 300, 1024])
+def test_probing_tries_no_more_than_the_most(most):
+    """A process that ran out of memory with more would do so again."""
+    device = Device(knee=2**30, s_per_token=1e-12)
+    assert probe(device.run, device, most).tokens <= most
+    assert max(device.ran) <= most
+
+
 def test_a_model_that_cannot_run_is_a_fault(probed):
     """No budget would help it."""
     with pytest.raises(MemoryError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -175,6 +176,39 @@ def test_each_shortage_halves_what_the_next_process_takes_for_a_batch(tmp_path):
     assert not budget.keep_less(folder, name, budget.LEAST)
     (tmp_path / "file").touch()
     assert not budget.keep_less(tmp_path / "file", name, 1000)
+
+
+def test_ranks_that_end_while_probing_probe_less_each_time(tmp_path):
+    """Until what is tried fits: such a shortage ends the process, and a limit on what was found would come too late."""
+    name, fits, tried = {"weights": "a"}, 700, []
+
+    def run(tokens):
+        tried.append(tokens)
+        if tokens > fits:
+            budget.keep_less(tmp_path, name, tokens)
+            raise SystemExit
+
+    starts = 0
+    while starts < 3:
+        starts += 1
+        with suppress(SystemExit):
+            found = budget.find(tmp_path, name, run, Unknown(), budget.kept_after_shortage(tmp_path, name))
+            break
+    assert starts == 2
+    assert found.tokens <= fits
+    assert sum(tokens > fits for tokens in tried) == 1
+
+
+class Unknown:
+    """The memory of a device that tells nothing."""
+
+    room_bytes, peak_bytes = GIB, 0
+
+    def reset_peak(self):
+        """Do nothing."""
+
+    def release(self):
+        """Do nothing."""
 
 
 def test_a_shortage_is_no_evidence_against_rows_unless_one_was_alone():

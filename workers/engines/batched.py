@@ -324,7 +324,7 @@ class BatchedEngine(ABC, Generic[R, O]):
             self._tokens_at_work = tokens
             self._forward(prepared, np.zeros(max(1, tokens // length), np.int64), None, None).float().cpu()
 
-        found = budget.find(folder, facts, run, self._memory)
+        found = budget.find(folder, facts, run, self._memory, most)  # more would end the ranks again
         return TokenBudget(min(most, found.tokens), self._memory, found.bytes_per_token)
 
 
