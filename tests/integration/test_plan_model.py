@@ -41,7 +41,7 @@ from workers.sizing.blueprint import weigh_all
 from workers.sizing.drawing import draw
 from workers.sizing.meta import blueprint_of
 from workers.sizing.numbers import Numbers
-from workers.sizing.sharing import shares
+from workers.sizing.sharing import shares, unit_sizes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -192,9 +192,12 @@ def test_whole_layers_are_the_units_of_a_device(folder: Path) -> None:
 
 
 def test_a_model_without_a_tensor_parallel_plan_says_so(folder: Path) -> None:
-    """BERT and its kin have none."""
+    """BERT and its kin have none, and FSDP would gather all of their layers at once."""
     blueprint = draw(ModelSpec.parse(made(folder, "ce-bert"), "score"), Settings(operation="score"))
-    assert dict(blueprint.why_not) == {"tensor": "no tensor-parallel plan"}
+    assert dict(blueprint.why_not) == {
+        "tensor": "no tensor-parallel plan",
+        "fsdp": "no FSDP plan for its layers",
+    }
 
 
 def test_a_blueprint_is_the_same_of_a_loaded_model(folder: Path) -> None:
@@ -289,9 +292,8 @@ def test_whole_layers_lie_where_transformers_lays_them(folder: Path, rooms_mib: 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(place), dtype=torch.bfloat16)
     blueprint, rooms = blueprint_of(model), [size * MIB for size in rooms_mib]
-    whole = weigh_all(blueprint.tensors, Numbers("bf16").weigh)
-    limits = dict(enumerate(limits_of(rooms, whole) or []))
-    places = accelerate._get_device_map(model, "auto", limits, None)
+    limits = dict(enumerate(limits_of(rooms, unit_sizes(blueprint, Numbers("bf16"))) or []))
+    places = accelerate._get_device_map(model, "sequential", limits, None)
     held = dict.fromkeys(range(len(rooms)), 0)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         held[places[max((key for key in places if f"{name}.".startswith(f"{key}.") or not key), key=len)]] += (
@@ -299,6 +301,7 @@ def test_whole_layers_lie_where_transformers_lays_them(folder: Path, rooms_mib: 
         )
     planned = [share.weights_bytes for share in shares(blueprint, "auto", Numbers("bf16"), rooms)]
     assert planned == pytest.approx(list(held.values()), rel=TOLERANCE, abs=1024)
+    assert min(planned[1:]) > 0.7 * max(planned)
 
 
 #: What one of two ranks runs: it loads its part of a model and prints the bytes that it holds.

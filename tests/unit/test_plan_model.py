@@ -12,9 +12,9 @@ from tasks.settings import GIB, MIB, Settings
 from tests.machines import Machine, gpu_line
 from workers import plan_model
 from workers.planning import CUDA_SLOT_BYTES, SLOT_BYTES
+from workers.sharding.spreading import place_units
 from workers.sizing.blueprint import Blueprint, Tensor
 from workers.sizing.choices import choices, nearest, suggest
-from workers.sizing.filling import place_units
 from workers.sizing.numbers import Numbers
 from workers.sizing.rooms import Room, find_rooms, parse_sizes
 from workers.sizing.sharing import Share, shares
@@ -107,9 +107,9 @@ def test_whole_layers_fill_devices_in_their_order(sizes, limits, held):
 
 
 def test_the_first_device_is_left_room_for_batches():
-    """It gets less of the layers than the others."""
+    """It gets less than an even part of the layers."""
     first, *others = shares(decoder(layers=40), "auto", BF16, [2 * GIB] * 4)
-    assert first.weights_bytes < min(share.weights_bytes for share in others)
+    assert first.weights_bytes < 4050 * MIB / 4
     assert first.weights_bytes + sum(share.weights_bytes for share in others) == 4050 * MIB + 2 * 1024 + 64 * 4
     assert all(share.weights_bytes <= share.most_bytes for share in (first, *others))
 
@@ -245,7 +245,7 @@ def test_a_person_sees_a_line_for_each_choice(capsys, monkeypatch):
     assert max(map(len, lines)) <= 100
     assert [line for line in lines if "│ bf16       │ none   │ 0.44 GiB" in line and "no: 0.03 GiB too much" in line]
     assert [line for line in lines if "│ bf16       │ tensor │ -" in line and "no: no tensor-parallel plan" in line]
-    assert lines[-2] == ("Suggested: bf16 with --shard auto over 2 devices, which leaves 0.02 GiB for batches.")
+    assert lines[-2] == ("Suggested: bf16 with --shard auto over 2 devices, which leaves 0.17 GiB for batches.")
     assert lines[-1] == "penstock worker --model /m --devices cuda:0,cuda:1 --shard auto"
 
 

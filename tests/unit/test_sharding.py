@@ -12,12 +12,12 @@ from tasks.endings import EXIT_RANK_FULL, EXIT_RANK_LOST, EXIT_ROW_FULL, ending_
 from tasks.errors import UsageError
 from tasks.messages import ModelSpec
 from tasks.settings import Settings
-from tests.machines import GIB, UUIDS, Machine, gpu_line
+from tests.machines import GIB, MIG_UUIDS, UUIDS, Machine, gpu_line
 from workers import budget
 from workers.planning import CUDA_SLOT_BYTES, RANKS_VARIABLE, SLOT_BYTES, plan_nodes
 from workers.sharding import orders
 from workers.sharding.orders import Order
-from workers.sharding.spreading import WEIGHTS_SHARE, limits_of
+from workers.sharding.spreading import WEIGHTS_SHARE, limits_of, place_units
 
 HUB = ModelSpec.parse("org/name")
 
@@ -69,6 +69,17 @@ def test_a_cpu_that_is_named_twice_is_two_devices_to_try_with(host):
     assert node.device.is_cpu
 
 
+def test_mig_instances_are_not_joined(host):
+    """A process sees one of them alone; that one is a slot as ever."""
+    listed = f"GPU 0: H200 (UUID: {UUIDS[0]})\n" + "".join(
+        f"  MIG 3g.71gb     Device  {i}: (UUID: {uuid})\n" for i, uuid in enumerate(MIG_UUIDS)
+    )
+    host.has_gpus(gpu_line(0, mig="Enabled"), listed=listed)
+    with pytest.raises(UsageError, match=r"one MIG instance alone\. Name whole GPUs"):
+        plan(shard="auto", devices="cuda")
+    assert plan(shard="auto", devices=f"cuda:{MIG_UUIDS[0]}").ranks == 1
+
+
 def test_without_shard_a_cpu_that_is_named_twice_is_one(host):
     """As it always was."""
     (node,) = plan_nodes(Settings(devices="cpu,cpu"), HUB)
@@ -114,24 +125,33 @@ def test_a_missing_package_is_named(host, monkeypatch):
 # -- the share of each device ------------------------------------------------------------------------------------
 
 
-def test_weights_are_spread_and_the_first_device_gets_less():
+#: A table of words, layers, and a head.
+UNITS = [2 * GIB, *[GIB] * 60, 2 * GIB]
+
+
+@pytest.mark.parametrize("n_devices", [2, 3, 4, 8])
+def test_layers_are_spread_evenly_and_the_first_device_gets_less(n_devices):
     """Batches come in and go out there: the article's first GPU was full, and the others idle."""
-    first, *others = limits_of([80 * GIB] * 4, 64 * GIB)
-    assert first < 64 * GIB / 4 < min(others)
-    assert first + sum(others) >= 64 * GIB
+    rooms = [80 * GIB] * n_devices
+    first, *others = place_units(UNITS, limits_of(rooms, UNITS))
+    even = sum(UNITS) / n_devices
+    assert 0.6 * even < first <= even
+    assert max(others) - min(others) <= 3 * GIB
+    assert sum(others) + first == sum(UNITS)
 
 
-def test_the_first_device_takes_more_if_the_others_are_too_small():
-    """No layer lies elsewhere for want of a rule of thumb."""
-    limits = limits_of([80 * GIB, 10 * GIB], 40 * GIB)
-    assert sum(limits) >= 40 * GIB
-    assert limits[0] <= WEIGHTS_SHARE * 80 * GIB
+def test_small_devices_get_what_they_take_and_large_ones_the_rest():
+    """No layer lies elsewhere for want of an even share."""
+    rooms = [24 * GIB, 80 * GIB, 80 * GIB]
+    held = place_units(UNITS, limits_of(rooms, UNITS))
+    assert all(0 < size <= WEIGHTS_SHARE * room for size, room in zip(held, rooms, strict=True))
+    assert sum(held) == sum(UNITS)
 
 
-@pytest.mark.parametrize(("weights", "fits"), [(12 * GIB, True), (13 * GIB, False)])
-def test_a_model_without_room_for_batches_does_not_fit(weights, fits):
-    """A share of each device stays free."""
-    assert (limits_of([8 * GIB, 8 * GIB], weights) is not None) == fits
+@pytest.mark.parametrize(("n_layers", "fits"), [(11, True), (13, False)])
+def test_a_model_without_room_for_batches_does_not_fit(n_layers, fits):
+    """A share of each device stays free, and on the first one room for a layer to come."""
+    assert (limits_of([8 * GIB, 8 * GIB], [GIB] * n_layers) is not None) == fits
 
 
 def test_of_a_model_of_unknown_size_only_the_room_counts():

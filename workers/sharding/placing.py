@@ -12,8 +12,8 @@ from transformers import DistributedConfig, PreTrainedModel
 from tasks.errors import UsageError
 from tasks.messages import ModelSpec
 from tasks.settings import Settings
+from workers.engines.precision import DTYPES
 from workers.memory import DeviceMemory
-from workers.model_size import count_parameters
 from workers.sharding.group import planned_ranks
 from workers.sharding.spreading import limits_of
 
@@ -39,18 +39,23 @@ def placement(spec: ModelSpec, device: str, settings: Settings, dtype: torch.dty
         return {"distributed_config": DistributedConfig(tp_size=sizes[0], fsdp_size=sizes[1])}
     if not is_spread(device, settings):
         return {}
-    return {"device_map": "auto", "max_memory": _limits(spec, settings, dtype)}
+    return {"device_map": "sequential", "max_memory": _limits(spec, settings, dtype)}
 
 
 def _limits(spec: ModelSpec, settings: Settings, dtype: torch.dtype) -> dict[int, int]:
-    """Return the bytes of weights for each GPU. Not yet run on a GPU."""
+    """Return the bytes of weights for each GPU, by the model's configuration. Not yet run on a GPU."""
     memories = [DeviceMemory(f"cuda:{i}", settings.memory_ratio) for i in range(torch.cuda.device_count())]
     rooms = [memory.room_bytes for memory in memories]
-    parameters = count_parameters(spec)
-    weights_bytes = None if parameters is None else parameters * dtype.itemsize
-    limits = limits_of(rooms, weights_bytes)
+    # Here, because they ask loading what a model is, which asks this module.
+    from workers.sizing.drawing import draw
+    from workers.sizing.numbers import Numbers
+    from workers.sizing.sharing import unit_sizes
+
+    precision = next(name for name, one in DTYPES.items() if one == dtype)
+    sizes = unit_sizes(draw(spec, settings), Numbers(precision))
+    limits = limits_of(rooms, sizes)
     if limits is None:
-        raise _too_large(spec, f"{_gib(sum(rooms))} of room for {_gib(weights_bytes or 0)} of weights")
+        raise _too_large(spec, f"{_gib(sum(rooms))} of room for {_gib(sum(sizes))} of weights")
     return dict(enumerate(limits))
 
 
@@ -61,7 +66,9 @@ def check_placed(spec: ModelSpec, model: torch.nn.Module, settings: Settings) ->
         UsageError: it cannot.
     """
     transformer = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
-    if transformer is not None and planned_ranks() > 1:
+    if planned_ranks() > 1:
+        if transformer is None:
+            raise UsageError(f"--shard {settings.shard}: {spec} has no layers to part among devices. Leave it out.")
         if settings.shard == "tensor":
             _check_heads(spec, transformer)
         else:

@@ -74,12 +74,15 @@ class Choice:
 
 
 def choices(blueprint: Blueprint, rooms: Sequence[Room]) -> list[Choice]:
-    """Return all choices that these devices have; of one device there is nothing to share out."""
+    """Return all choices that these devices have: one shares nothing out, and quantised weights are not shared."""
     precisions = ["fp32", "bf16"]
     base = "fp32" if rooms[0].is_cpu else "bf16"
     kinds = [*map(Numbers, precisions), Numbers(base, "int8"), Numbers(base, "int4")]
-    shards = SHARDS if len(rooms) > 1 else SHARDS[:1]
-    return [_choice(blueprint, numbers, shard, tuple(rooms)) for numbers in kinds for shard in shards]
+    return [
+        _choice(blueprint, numbers, shard, tuple(rooms))
+        for numbers in kinds
+        for shard in (SHARDS if len(rooms) > 1 and not numbers.quantize else SHARDS[:1])
+    ]
 
 
 def _choice(blueprint: Blueprint, numbers: Numbers, shard: str, rooms: tuple[Room, ...]) -> Choice:

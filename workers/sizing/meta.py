@@ -58,8 +58,8 @@ def blueprint_of(model: Any) -> Blueprint:
         reasons.append(("auto", "its code does not say which layers stay whole"))
     if not _plan(model, "tp_plan"):
         reasons.append(("tensor", "no tensor-parallel plan"))
-    if not _plan(model, "fsdp_plan"):
-        reasons.append(("fsdp", "no FSDP plan"))
+    if not _gathered(model):
+        reasons.append(("fsdp", "no FSDP plan for its layers"))
     return Blueprint(tuple(_tensors(model)), (heads, shared), tuple(reasons))
 
 
@@ -112,13 +112,17 @@ def _units(module: Any, place: str, whole: set[str], around: str = "") -> Iterat
 
 def _groups(model: Any) -> dict[str, str]:
     """Return the places that FSDP gathers at a time, with the group that it frees after use: none of those it keeps."""
-    plan = _plan(model, "fsdp_plan")
-    found = {place: plan[_general(place)] for place, _ in model.named_modules() if _general(place) in plan}
-    groups = {place: place if style == "free_full_weight" else "" for place, style in found.items()}
+    groups = {place: place if style == "free_full_weight" else "" for place, style in _gathered(model).items()}
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is not None and getattr(head, "weight", None) is getattr(embedding, "weight", None):  # kept with its head
         groups |= {place: "" for place, module in model.named_modules() if module is embedding}
     return groups
+
+
+def _gathered(model: Any) -> dict[str, str]:
+    """Return the places that a model's plan has FSDP gather one by one, and how; a loader refuses a model without."""
+    plan = _plan(model, "fsdp_plan")
+    return {place: plan[_general(place)] for place, _ in model.named_modules() if _general(place) in plan}
 
 
 def _around(place: str) -> Iterator[str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from workers.sharding.spreading import limits_of, place_units
 from workers.sizing.blueprint import Blueprint, Tensor, weigh_all
-from workers.sizing.filling import limits_for, place_units
 from workers.sizing.numbers import Numbers
 
 #: Choices of --shard; the first is none.
@@ -48,8 +48,6 @@ def why_not(blueprint: Blueprint, shard: str, numbers: Numbers, n_devices: int) 
         return "no linear layers in repeated blocks"
     if shard == "none":
         return None
-    if numbers.quantize:
-        return "not of quantised weights"
     if reason := dict(blueprint.why_not).get(shard):
         return reason
     uneven = [str(heads) for heads in blueprint.heads if heads % n_devices]
@@ -75,12 +73,17 @@ def shares(
         loading = weigh_all(blueprint.tensors, Numbers(numbers.precision).weigh) if numbers.quantize and is_cpu else 0
         return [Share(weigh_all(blueprint.tensors, numbers.weigh), loading_bytes=loading)] * n
     if shard == "auto":
-        sizes = [weigh_all(tensors, numbers.weigh) for tensors in blueprint.by("unit").values()]
-        limits = limits_for(sizes, rooms)
+        sizes = unit_sizes(blueprint, numbers)
+        limits = limits_of(rooms, sizes) or limits_of(rooms, None) or []
         return [Share(held, most_bytes=most) for held, most in zip(place_units(sizes, limits), limits, strict=True)]
     if shard == "tensor":
         return [Share(_parted(blueprint.tensors, numbers, rank, n)) for rank in range(n)]
     return [_gathering(blueprint, numbers, rank, n) for rank in range(n)]
+
+
+def unit_sizes(blueprint: Blueprint, numbers: Numbers) -> list[int]:
+    """Return the bytes of each part of a model that stays whole, in their order."""
+    return [weigh_all(tensors, numbers.weigh) for tensors in blueprint.by("unit").values()]
 
 
 def _parted(tensors: Sequence[Tensor], numbers: Numbers, rank: int, n: int) -> int:
