@@ -84,7 +84,14 @@ def find_joined(settings: Settings) -> list[Device]:
 
 
 def join(devices: Sequence[Device]) -> Device:
-    """Return several devices as one. Its memory is that of the fullest of them: each takes the same share."""
+    """Return several devices as one. Its memory is that of the fullest of them: each takes the same share.
+
+    Raises:
+        UsageError: a process cannot use all of them.
+    """
+    if any(device.uuid.startswith("MIG-") for device in devices):
+        names = ",".join(device.name for device in devices)
+        raise UsageError(f"--shard over {names}: CUDA shows a process one MIG instance alone. Name whole GPUs.")
     memories = [device.memory for device in devices if device.memory is not None]
     pins = [device.cpus for device in devices]
     titles = list(dict.fromkeys(device.title for device in devices))

@@ -7,7 +7,7 @@ import re
 import resource
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -89,11 +89,14 @@ class DeviceMemory:
                 ctypes.CDLL(None).malloc_trim(0)
 
 
+@dataclass(frozen=True)
 class SpreadMemory(DeviceMemory):
     """The memory of all GPUs that this process sees, over which the layers of a model are spread.
 
     A batch goes through all of them, so what the fullest one has is all that there is. Not yet run on a GPU.
     """
+
+    _bases: list[int] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def _members(self) -> list[DeviceMemory]:
@@ -108,11 +111,16 @@ class SpreadMemory(DeviceMemory):
         """Begin to measure ``peak_bytes`` anew."""
         for member in self._members:
             member.reset_peak()
+        self._bases[:] = [member.peak_bytes for member in self._members]
 
     @property
     def peak_bytes(self) -> int:
-        """The most bytes that this process has had on one device since ``reset_peak``."""
-        return max(member.peak_bytes for member in self._members)
+        """The most bytes by which this process has grown on one device since ``reset_peak``.
+
+        Not the most that it has had: the device with most of the weights need not be the one that batches fill.
+        """
+        peaks = [member.peak_bytes for member in self._members]
+        return max(peak - base for peak, base in zip(peaks, self._bases or [0] * len(peaks), strict=True))
 
 
 def device_name(device: str) -> str:

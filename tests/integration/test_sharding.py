@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sentence_transformers import CrossEncoder, SentenceTransformer
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from tasks.errors import UsageError
@@ -18,6 +19,7 @@ from tests import sharded
 from tests.tiny_causal import tiny_causal
 from tests.tiny_models import tiny_bert, tiny_cross_encoder, tiny_decoder
 from workers.engines import causal_model, load_engine, loading
+from workers.memory import SpreadMemory
 from workers.planning import RANKS_VARIABLE
 from workers.sharding.placing import check_placed
 from workers.sharding.tensors import is_whole
@@ -160,6 +162,35 @@ def test_a_model_that_does_not_fit_the_named_devices_is_refused(models, tmp_path
     monkeypatch.setattr(loading, "placement", lambda *_: placed)
     with pytest.raises(UsageError, match="does not fit: no room for layers that would lie in cpu and disk"):
         load(models["decoder"], "encode", "auto", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["tensor", "fsdp"])
+def test_a_model_without_a_transformer_is_not_parted(tmp_path, monkeypatch, kind):
+    """Each rank would compute all of it."""
+    monkeypatch.setenv(RANKS_VARIABLE, "2")
+    with pytest.raises(UsageError, match=f"--shard {kind}: .* has no layers to part among devices. Leave it out"):
+        check_placed(
+            ModelSpec.parse("org/static"), nn.EmbeddingBag(9, 4), sharded.settings(kind, "m", "encode", tmp_path)
+        )
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Return what two GPUs hold at most, as CUDA would tell it; it can be changed."""
+    peaks = [50, 10]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: len(peaks))
+    monkeypatch.setattr("torch.cuda.reset_peak_memory_stats", lambda _: None)
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda index: peaks[index])
+    return peaks
+
+
+def test_what_a_batch_takes_is_seen_on_whichever_device_grows(gpus):
+    """Not on the one that holds most of the weights."""
+    memory = SpreadMemory("cuda", 0.8)
+    memory.reset_peak()
+    before = memory.peak_bytes
+    gpus[1] = 30
+    assert memory.peak_bytes - before == 20
 
 
 def test_auto_on_a_cpu_is_a_slot_as_always(models, tmp_path):
