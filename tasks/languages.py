@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -28,7 +27,7 @@ def encode_by_language(
         _encode(engine, [rows[i].text for i in chosen], language, options, on_batch)
         for language, chosen in places.items()
     ]
-    return _take(join(parts), np.argsort(np.concatenate(list(places.values()))))
+    return join(parts).take(np.argsort(np.concatenate(list(places.values()))).tolist())
 
 
 def _encode(
@@ -45,14 +44,3 @@ def _encode(
     if problem:
         return error_rows([problem] * len(texts), engine.dim(options))
     return engine.encode(texts, options, on_batch)
-
-
-def _take(computed: Computed, order: np.ndarray) -> Computed:
-    """Return rows in another order, (n_rows,)."""
-    return replace(
-        computed,
-        values=computed.values[order],
-        n_tokens=computed.n_tokens[order],
-        truncated=computed.truncated[order],
-        errors=[computed.errors[i] for i in order],
-    )

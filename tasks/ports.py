@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -61,6 +61,16 @@ class Computed:
     memory_splits: int = 0
     tokenise_s: float = 0.0
     model_s: float = 0.0
+
+    def take(self, rows: Sequence[int]) -> Computed:
+        """Return these rows, in this order; a row may be there several times."""
+        return replace(
+            self,
+            values=self.values[rows],
+            n_tokens=self.n_tokens[rows],
+            truncated=self.truncated[rows],
+            errors=[self.errors[row] for row in rows],
+        )
 
 
 class Engine(Protocol[O_contra]):

@@ -49,11 +49,4 @@ class DistinctEncoder(EncoderBefore):
         if len(places) == len(rows):
             return self._encoder.encode(texts, options, on_batch)
         encoded = self._encoder.encode(list(places), options, on_batch)
-        return replace(
-            encoded,
-            values=encoded.values[rows],
-            n_tokens=encoded.n_tokens[rows],
-            truncated=encoded.truncated[rows],
-            errors=[encoded.errors[place] for place in rows],
-            duplicate_rows=len(rows) - len(places),
-        )
+        return replace(encoded.take(rows), duplicate_rows=len(rows) - len(places))
