@@ -39,6 +39,7 @@ from tasks.workforce import SlotStatus
 from workers.node import Watch
 from workers.occupancy import tell_memory
 from workers.serving import broker_url, model_spec
+from workers.sharding.start import START
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +86,12 @@ def start_slot(sender: str | None = None, **_: Any) -> None:
         # A process boundary. An error of penstock's own says all in its line.
         trace = None if isinstance(exc, PenstockError) else exc
         log.error("Slot failed to start: %s", exc, exc_info=trace, extra={"action": "start"})  # noqa: TRY400
-        pulse.change(state="failed", error=str(exc) or repr(exc))
-        pulse.report()
+        _report_failure(pulse, str(exc) or repr(exc))
+
+
+def _report_failure(pulse: Pulse, error: str) -> None:
+    pulse.change(state="failed", error=error)
+    pulse.report()
 
 
 def _begin_pulse(settings: Settings, node: str) -> Pulse:
@@ -138,8 +143,10 @@ def _load(settings: Settings, pulse: Pulse) -> Slot:
     # Last, because it takes longest; imported here, because the parent must not import torch.
     from workers.engines import load_engine, loads
 
+    START.on_failure = lambda error: _report_failure(pulse, error)
     engine = load_engine(spec, device, settings)
     limits = _measure_pace(engine, settings)
+    START.is_over = True
     engine = _wrap(engine, settings)
     pulse.change(state="ready")
     pulse.report()

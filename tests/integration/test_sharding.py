@@ -77,12 +77,15 @@ CALL_S = 20
 def test_two_ranks_give_what_one_device_gives(models, tmp_path, monkeypatch, kind, name, operation):
     """Values, fixed shapes and the fingerprint are the same, and a rank holds about half of the parameters.
 
-    The first one is idle for longer than ranks may wait within a call: a worker may be so for days.
+    The first one is idle for longer than ranks may wait within a call: a worker may be so for days. Its ranks meet in a
+    folder with a space in its name.
     """
     idle_s = []
     if (kind, name) == ("tensor", "decoder"):
         (tmp_path / "sitecustomize.py").write_text(HASTE.format(call_s=CALL_S))
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        (tmp_path / "a b").mkdir()
+        monkeypatch.setenv("TMPDIR", str(tmp_path / "a b"))
         idle_s = [str(CALL_S + 3)]
     whole = load(models[name], operation, None, tmp_path)
     done = start(kind, models[name], operation, tmp_path / "out.npz", *idle_s)

@@ -205,8 +205,6 @@ class BatchedEngine(ABC, Generic[R, O]):
 
     def _compute(self, rows: Sequence[R], options: O, on_batch: Callable[[int], None]) -> Computed:
         """Compute rows in their order."""
-        if self._crew:
-            self._crew.has_started = True
         n_rows = len(rows)
         result = Computed(
             values=np.zeros((n_rows, self.dim(options)), np.float32),

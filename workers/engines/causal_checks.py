@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tasks.errors import UsageError, place_of
+from tasks.errors import PenstockError, UsageError, place_of
 from tasks.messages import ModelSpec
 from tasks.options import ScoreOptions
 from tasks.ports import Computed, Pair
@@ -62,7 +62,7 @@ class Example:
         """Compare with what the engine computes. If only reused prefixes give something else, none are reused.
 
         Raises:
-            UsageError: whole prompts give something else, or something else in a batch than alone.
+            UsageError: whole prompts give something else, or something else in a batch than alone; or a rank failed.
         """
         found = self._logits(self._causal.read([self._prompt.ids]))
         if not self._is_close(found, self._expected, TOLERANCES):
@@ -96,8 +96,13 @@ class Example:
         try:
             found = self._logits(self._read_behind_prefixes())
         except Exception as exc:
-            if is_out_of_memory(exc):
+            if is_out_of_memory(exc) or isinstance(exc, PenstockError):
                 raise
+            if not self._causal.recovers:
+                raise UsageError(
+                    f"--model {self._spec}: prompts' beginnings cannot be reused with it ({place_of(exc)}), which "
+                    "ranks do not survive. Take --shard auto."
+                ) from exc
             return place_of(exc)
         if self._is_close(found, alone, OWN_TOLERANCES):
             return None

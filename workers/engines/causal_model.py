@@ -83,7 +83,10 @@ class CausalModel:
         n_bytes: of one of its numbers; rounding_bytes: of the coarsest that it multiplies.
         can_pad: whether prompts of different lengths go through it together; if not, ``read`` takes one by one.
         reuses: whether prompts' beginnings are computed once for all prompts that share them.
+        recovers: whether it can be called again after a call that failed.
     """
+
+    recovers = True
 
     def __init__(self, model: Any, tokenizer: Any, device: str) -> None:
         self.model = model

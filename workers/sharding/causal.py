@@ -75,6 +75,8 @@ class LedCausalModel(PartedCausalModel):
         crew: the other ranks.
     """
 
+    recovers = False
+
     def __init__(self, model: Any, tokenizer: Any, device: str, dealing: Dealing, crew: Crew) -> None:
         super().__init__(model, tokenizer, device, dealing)
         self._crew = crew
@@ -114,7 +116,7 @@ class LedCausalModel(PartedCausalModel):
         key = tuple(tokens)
         if key not in self._rows:
             order, run = Order("head_rows", [], {"tokens": tokens}), partial(super().head_rows, tokens)
-            self._rows = {key: self._perform(order, 1, run)}
+            self._rows = {key: self._perform(order, None, run)}
         return self._rows[key]
 
     def all_logits(self, prompt: Ids) -> torch.Tensor:
@@ -123,8 +125,10 @@ class LedCausalModel(PartedCausalModel):
         logits: torch.Tensor = self._perform(Order("all_logits", [prompt]), 1, run)
         return logits
 
-    def _perform(self, order: Order, n_rows: int, run: Callable[[], Any]) -> Any:
-        dropped, self._dropped[:] = list(self._dropped), []
+    def _perform(self, order: Order, n_rows: int | None, run: Callable[[], Any]) -> Any:
+        dropped: list[int] = []
+        while self._dropped:  # one by one, as finalizers append at any moment
+            dropped.append(self._dropped.pop())
         return self._crew.perform(Order(order.name, order.arrays, {**order.values, "dropped": dropped}), n_rows, run)
 
 

@@ -42,12 +42,16 @@ def join_group(rank: int, n_ranks: int, meeting: Path, device: str, call_s: floa
     if device != "cpu":
         torch.cuda.set_device(rank)  # from now on "cuda" means this one
         own = torch.device("cuda", rank)
+    timeout = timedelta(seconds=call_s)
+    # By name: of a folder with a space in it, torch does not read the URL.
+    store = dist.FileStore(str(meeting), n_ranks)  # type: ignore[attr-defined]
+    store.set_timeout(timeout)
     dist.init_process_group(
         "gloo" if device == "cpu" else "nccl",
-        init_method=meeting.as_uri(),
+        store=store,
         rank=rank,
         world_size=n_ranks,
-        timeout=timedelta(seconds=call_s),
+        timeout=timeout,
         device_id=own,
     )
 

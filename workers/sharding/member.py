@@ -80,16 +80,25 @@ class Member:
         self._process.kill()
 
     def _listen(self) -> None:
-        for line in _pipe(self._process.stdout):
-            said = json.loads(line)
+        try:
+            for line in _pipe(self._process.stdout):
+                self._hear(line)
+        finally:
+            status = self._process.wait()
             with self._changed:
-                self.state, self.error = said["state"], said.get("error", "")
+                self.status = status
                 self._changed.notify_all()
-        status = self._process.wait()
+            self._on_end(self)
+
+    def _hear(self, line: bytes) -> None:
+        try:
+            said = json.loads(line)
+            state, error = said["state"], said.get("error", "")
+        except (ValueError, TypeError, KeyError):
+            return  # not a rank's: what Python runs at its start may print
         with self._changed:
-            self.status = status
+            self.state, self.error = state, error
             self._changed.notify_all()
-        self._on_end(self)
 
 
 def _pipe(stream: Any) -> Any:

@@ -14,7 +14,7 @@ import sys
 import threading
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from tasks.errors import PenstockError, place_of
 from tasks.logs import log_to_stderr
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     from workers.sharding.crew import PartName
 
 
-def main(arguments: list[str]) -> int:
-    """Work until rank 0 is gone. Returns an exit status if this one fails first."""
+def main(arguments: list[str]) -> NoReturn:
+    """Work until rank 0 is gone, or this one fails."""
     rank, n_ranks, meeting, part, device, spec = arguments
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # a terminal or a container tells them all; rank 0 decides
     say = _Voice()
     queue: SimpleQueue[Order] = SimpleQueue()
     threading.Thread(target=_receive, args=(queue, Path(meeting).parent), name="orders", daemon=True).start()
-    settings = Settings.load()
-    log_to_stderr(settings.log_format)
     try:
+        settings = Settings.load()
+        log_to_stderr(settings.log_format)
         # Here, because it takes seconds.
         from workers.memory import is_out_of_memory
         from workers.sharding.group import join_group
@@ -48,14 +48,20 @@ def main(arguments: list[str]) -> int:
         loaded = open_part(cast("PartName", part), ModelSpec.model_validate_json(spec), device, settings)
     except Exception as exc:  # noqa: BLE001 - a process boundary
         say("failed", str(exc) if isinstance(exc, PenstockError) else place_of(exc))
-        return 1
+        _leave()
     say("ready")
     while True:
         try:
             loaded.perform(queue.get())
         except Exception as exc:  # noqa: BLE001 - a process boundary; its text may quote a record
             say("full" if is_out_of_memory(exc) else "failed", place_of(exc))
-            os._exit(1)  # the other ranks wait for this one, and its libraries would for them
+            _leave()
+
+
+def _leave() -> NoReturn:
+    """End at once: the other ranks wait for this one, its libraries would for them, and Python for ``_receive``."""
+    sys.stderr.flush()
+    os._exit(1)
 
 
 class _Voice:
@@ -82,4 +88,4 @@ def _receive(queue: SimpleQueue[Order], folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])
