@@ -21,7 +21,7 @@ from celery.signals import setup_logging, worker_init, worker_process_init, work
 
 from tasks import app as celery_app
 from tasks import broker, delivery, lifeline
-from tasks.endings import EXIT_SLOT_FAILED
+from tasks.endings import EXIT_NOT_STARTED, EXIT_SLOT_FAILED
 from tasks.errors import PenstockError, Transient
 from tasks.ledger import Ledger
 from tasks.lifeline import LIFELINE_VARIABLE
@@ -94,6 +94,13 @@ def _report_failure(pulse: Pulse, error: str) -> None:
     pulse.report()
 
 
+def _end_failed(pulse: Pulse, error: str) -> None:
+    """Report a start that failed while the main thread hangs, where no signal of the node's reaches it."""
+    _report_failure(pulse, error)
+    time.sleep(MUTE_S)  # the node sees the report, and begins no new slot
+    os._exit(EXIT_NOT_STARTED)
+
+
 def _begin_pulse(settings: Settings, node: str) -> Pulse:
     """Tell the ledger that this slot is there."""
     spec = model_spec(settings)
@@ -143,7 +150,7 @@ def _load(settings: Settings, pulse: Pulse) -> Slot:
     # Last, because it takes longest; imported here, because the parent must not import torch.
     from workers.engines import load_engine, loads
 
-    START.on_failure = lambda error: _report_failure(pulse, error)
+    START.on_failure = lambda error: _end_failed(pulse, error)
     engine = load_engine(spec, device, settings)
     limits = _measure_pace(engine, settings)
     START.is_over = True

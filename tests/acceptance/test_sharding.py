@@ -147,6 +147,36 @@ def start_worker(cluster: Cluster, model: str) -> Started:
     return worker
 
 
+#: Python runs a file of this name at its start. Rank 1 fails when rank 0 has begun to wait for it.
+NO_DEVICE = """
+import sys
+if any("sharding.rank" in word for word in sys.orig_argv):
+    import time
+    from tasks.errors import UsageError
+    from workers.sharding import group
+
+    def fail(rank, n_ranks, meeting, device):
+        while not meeting.exists():
+            time.sleep(0.05)
+        raise UsageError("there is no such device")
+
+    group.join_group = fail
+"""
+
+
+def test_a_rank_that_cannot_start_ends_the_worker_with_its_reason(cluster: Cluster, model: str) -> None:
+    """Though rank 0 waits for it, and would for hours; and no new slot is tried in vain."""
+    (cluster.shell.folder / "sitecustomize.py").write_text(NO_DEVICE)
+    worker = cluster.shell.start(
+        "worker", "--model", model, *SHARDED, "tensor", *BUDGET, PYTHONPATH=str(cluster.shell.folder)
+    )
+    worker.wait(SEVERAL_STARTS_S)
+    said = worker.finish()
+    assert worker.returncode not in {0, None}, said
+    assert "failed: there is no such device" in said
+    assert "died" not in said
+
+
 #: Python runs a file of this name at its start. In ranks other than 0 a batch of many tokens then finds no memory.
 SHORTAGE = """
 import sys
