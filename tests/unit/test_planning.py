@@ -10,24 +10,13 @@ import pytest
 from tasks.errors import ModelNotFound, UsageError
 from tasks.messages import ModelSpec
 from tasks.settings import MIB, Settings
-from tests.machines import A100, GIB, H200, MIG_UUIDS, UUIDS, Machine, gpu_line
+from tests.machines import A100, GIB, H200, MIG_UUIDS, UUIDS, gpu_line
 from workers.devices import Device
 from workers.idleness import NOTE_VARIABLE, Idleness
 from workers.planning import CUDA_SLOT_BYTES, FAKE_SLOT_BYTES, SLOT_BYTES, NodePlan, plan_nodes
 
 FAKE = ModelSpec.parse("fake")
 HUB = ModelSpec.parse("org/name")
-
-
-@pytest.fixture
-def host(monkeypatch, tmp_path):
-    """Return a machine with eight cores, 64 of 80 GiB free and no GPU, and no settings but a test's."""
-    for name in ("PENSTOCK_CONFIG", "HF_HUB_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))
-    monkeypatch.setenv("PENSTOCK_STATE_DIR", str(tmp_path / "state"))
-    monkeypatch.chdir(tmp_path)
-    return Machine(monkeypatch, tmp_path)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from tasks.endings import EXIT_RANK_FULL, EXIT_RANK_LOST, EXIT_ROW_FULL, ending_
 from tasks.errors import UsageError
 from tasks.messages import ModelSpec
 from tasks.settings import Settings
-from tests.machines import GIB, MIG_UUIDS, UUIDS, Machine, gpu_line
+from tests.machines import GIB, MIG_UUIDS, UUIDS, gpu_line
 from workers import budget
 from workers.planning import CUDA_SLOT_BYTES, RANKS_VARIABLE, SLOT_BYTES, plan_nodes
 from workers.sharding import orders
@@ -20,17 +20,6 @@ from workers.sharding.orders import Order
 from workers.sharding.spreading import WEIGHTS_SHARE, limits_of, place_units
 
 HUB = ModelSpec.parse("org/name")
-
-
-@pytest.fixture
-def host(monkeypatch, tmp_path):
-    """Return a machine with eight cores and no GPU, and no settings but a test's."""
-    for name in ("PENSTOCK_CONFIG", "HF_HUB_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))
-    monkeypatch.setenv("PENSTOCK_STATE_DIR", str(tmp_path / "state"))
-    monkeypatch.chdir(tmp_path)
-    return Machine(monkeypatch, tmp_path)
 
 
 def plan(**settings):
