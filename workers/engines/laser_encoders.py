@@ -71,17 +71,9 @@ class OfficialLaserEncoder(LaserEncoder):
             [" ".join(row[:room]) for row in pieces],
         )
 
-    def _forward(
-        self,
-        prepared: Prepared,
-        rows: np.ndarray,
-        options: EncodeOptions | None,
-        length: int | None,  # noqa: ARG002 - reproducible rows come alone, as long as they are
-    ) -> torch.Tensor:
-        vectors = torch.from_numpy(self._encoder.encode_sentences([prepared.rows[row] for row in rows]))
-        if options is not None and options.normalize:
-            vectors = torch.nn.functional.normalize(vectors, p=2, dim=1)
-        return vectors
+    # Reproducible rows come alone, as long as they are.
+    def _vectors(self, prepared: Prepared, rows: np.ndarray, length: int | None) -> torch.Tensor:  # noqa: ARG002
+        return torch.from_numpy(self._encoder.encode_sentences([prepared.rows[row] for row in rows]))
 
 
 def _precision_of(device: str, settings: Settings) -> str:

@@ -88,16 +88,21 @@ class LaserEncoder(BatchedEngine[str, EncodeOptions]):
     def _forward(
         self, prepared: Prepared, rows: np.ndarray, options: EncodeOptions | None, length: int | None
     ) -> torch.Tensor:
+        vectors = self._vectors(prepared, rows, length)
+        if options is not None and options.normalize:
+            vectors = torch.nn.functional.normalize(vectors, p=2, dim=1)
+        return vectors
+
+    @torch.inference_mode()
+    def _vectors(self, prepared: Prepared, rows: np.ndarray, length: int | None) -> torch.Tensor:
+        """Run rows as one batch, each padded to ``length`` tokens if that is given. Returns (n_rows, dim)."""
         lengths = prepared.lengths[rows].astype(np.int64)
         tokens = np.full((len(rows), length or int(lengths.max())), PAD, np.int64)
         for i, row in enumerate(rows):
             tokens[i, : lengths[i]] = prepared.rows[row]
-        with torch.inference_mode():
-            on_device = to_device(torch.from_numpy(tokens), self._device)
-            vectors: torch.Tensor = self._model(on_device, torch.from_numpy(lengths), is_fixed=length is not None)
-            if options is not None and options.normalize:
-                vectors = torch.nn.functional.normalize(vectors, p=2, dim=1)
-            return vectors
+        on_device = to_device(torch.from_numpy(tokens), self._device)
+        vectors: torch.Tensor = self._model(on_device, torch.from_numpy(lengths), is_fixed=length is not None)
+        return vectors
 
     def _size(self, row: str) -> int:
         return len(row)
