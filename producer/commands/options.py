@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -16,6 +18,7 @@ from producer.client import Client
 from producer.runs import Run, find_run, runs
 from producer.terminal import say
 from tasks.errors import PenstockError, UnknownJob, UsageError
+from tasks.messages import ModelSpec
 from tasks.redaction import redact
 from tasks.settings import Settings
 
@@ -189,6 +192,23 @@ def load_settings(options: dict[str, Any]) -> Settings:
     """
     named = {_SETTINGS.get(name, name): value for name, value in options.items()}
     return Settings.load(**{name: value for name, value in named.items() if name in Settings.model_fields})
+
+
+def become_worker(settings: Settings, *command: str) -> NoReturn:
+    """Become ``python -m`` one of the modules of workers/, the only room that knows models.
+
+    Args:
+        settings: with a model; the module finds them in its environment.
+        command: the module and its arguments.
+
+    Raises:
+        UsageError: the model needs torch, and this machine has none.
+    """
+    spec = ModelSpec.parse(str(settings.model), settings.operation)
+    if spec.engine != "fake" and importlib.util.find_spec("torch") is None:
+        raise UsageError("This machine has no torch: pip install 'penstock[worker]'.")
+    environment = {**os.environ, **settings.environment(), "PYTHONSAFEPATH": "1"}
+    os.execve(sys.executable, [sys.executable, "-P", "-m", *command], environment)  # noqa: S606
 
 
 def print_json(value: Any) -> None:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import sys
 from typing import Annotated
 
 import typer
 
 from producer.commands import options as shared
 from tasks.errors import UsageError
-from tasks.messages import ModelSpec
 from tasks.options import Operation
 
 _EXAMPLES = """
@@ -57,10 +53,7 @@ def plan_model(  # noqa: PLR0913 - one parameter an option
     if devices is not None and device_memory is not None:
         raise UsageError("--devices names those of this machine, --device-memory others: give one.")
     settings = shared.load_settings(locals())
-    if ModelSpec.parse(model, settings.operation).engine != "fake" and importlib.util.find_spec("torch") is None:
-        raise UsageError("This machine has no torch: pip install 'penstock[worker]'.")
     command = ["workers.plan_model", *(["--json"] if as_json else [])]
     if device_memory is not None:
         command.append(f"--device-memory={device_memory}")
-    environment = {**os.environ, **settings.environment(), "PYTHONSAFEPATH": "1"}
-    os.execve(sys.executable, [sys.executable, "-P", "-m", *command], environment)  # noqa: S606
+    shared.become_worker(settings, *command)

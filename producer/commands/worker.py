@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import sys
 from typing import Annotated
 
 import typer
@@ -12,7 +9,6 @@ import typer
 from producer.client import Client
 from producer.commands import options as shared
 from tasks.errors import UsageError
-from tasks.messages import ModelSpec
 from tasks.options import Operation
 from tasks.settings import Settings
 
@@ -85,14 +81,8 @@ def worker(  # noqa: PLR0913 - one parameter an option
         raise UsageError("No model is named: give --model MODEL or set PENSTOCK_MODEL.")
     if settings.broker_url is None and not plan:
         raise UsageError("No broker is configured: name it with --broker, PENSTOCK_BROKER_URL or penstock.yaml.")
-    if (
-        ModelSpec.parse(settings.model, settings.operation).engine != "fake"
-        and importlib.util.find_spec("torch") is None
-    ):
-        raise UsageError("This machine has no torch: pip install 'penstock[worker]'.")
-    environment = {**os.environ, **settings.environment(), "PYTHONSAFEPATH": "1"}
     command = ["workers.preview", *(["--json"] if as_json else [])] if plan else ["workers.launch"]
-    os.execve(sys.executable, [sys.executable, "-P", "-m", *command], environment)  # noqa: S606
+    shared.become_worker(settings, *command)
 
 
 def _drain(settings: Settings, node: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from producer import cli
-from producer.commands import worker
+from producer.commands import options
 from tasks import broker, object_store
 from tests.fuzz.cases import fuzz
 from tests.fuzz.commands import SECRET, call, leftovers, run
@@ -135,7 +135,7 @@ def test_no_arguments_end_in_a_traceback(folder, monkeypatch):
         print("worker")  # noqa: T201 - the command's only word here
         raise SystemExit(0)
 
-    monkeypatch.setattr(worker.os, "execve", execve)
+    monkeypatch.setattr(options.os, "execve", execve)
     before = set(folder.iterdir())
 
     def attempt(rng: random.Random) -> bool:
